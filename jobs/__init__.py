@@ -1,0 +1,1 @@
+"""What one launches beside the pipeline: training, evaluation, benchmarks, recipes for clusters."""

@@ -1,0 +1,1 @@
+"""Videos in, tokens out, training batches: the pipeline around the VidTok tokenizers."""
