@@ -1,0 +1,34 @@
+"""What holds for every test: generators put back, two torch threads, GPU tests only with a GPU."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_torch_threads() -> None:
+    """Results depend on the number of threads; tests must not depend on the machine."""
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _random_state_put_back() -> Iterator[None]:
+    """A test may seed or draw without changing what the next one sees."""
+    python, numpy_, torch_ = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    yield
+    random.setstate(python)
+    np.random.set_state(numpy_)
+    torch.set_rng_state(torch_)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        if os.environ.get("FAIL_WITHOUT_CUDA") == "1":
+            pytest.fail("FAIL_WITHOUT_CUDA=1, but torch sees no CUDA device")
+        pytest.skip("needs a CUDA device")
