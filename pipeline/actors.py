@@ -1,0 +1,41 @@
+"""The Ray actor around a worker: an address, and nothing else."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import ray
+
+from pipeline.manifest import Receipt
+from pipeline.segments import ShardTask
+from pipeline.worker import Worker, WorkerSpec
+
+
+@ray.remote
+class EncoderActor:
+    """One worker on one GPU, or on some cores. One call per shard, none per clip or batch."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        """Load the model and start the decoders; Ray repeats this when the actor is restarted."""
+        logging.basicConfig(
+            stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+        )
+        logging.getLogger("botocore").setLevel(logging.WARNING)
+        self._worker = Worker(spec)
+
+    def ready(self) -> bool:
+        """True, once the model is loaded."""
+        return True
+
+    def run_shard(self, task: ShardTask) -> list[Receipt]:
+        """``Worker.run_shard``."""
+        return self._worker.run_shard(task)
+
+    def counters(self) -> dict[str, float]:
+        """``Worker.snapshot``."""
+        return self._worker.snapshot()
+
+    def close(self) -> None:
+        """``Worker.close``."""
+        self._worker.close()

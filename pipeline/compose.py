@@ -1,0 +1,158 @@
+"""From the command line to a checked ``RunConfig``: the place that knows Hydra.
+
+Cross-field rules that need more than one section are checked here, before anything is started.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from hydra import compose, initialize_config_module
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.config import ClusterKind, DatasetKind, RunConfig
+from pipeline.errors import ConfigError
+from pipeline.resolve import clip_plan, shard_patterns
+
+CHOSEN_GROUPS = ("dataset", "tokenizer")
+"""Groups that the user must choose with a plus."""
+
+_TEXT_KEYS = re.compile(
+    r"^(\+{0,2}(?:dataset\.(?:shards|path)|output\.root|tokenizer\.checkpoint))=(.*)$"
+)
+
+
+def register_schema() -> None:
+    """Make ``run_schema`` known to Hydra."""
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+
+
+def quote_paths(arguments: Sequence[str]) -> list[str]:
+    """Quote paths and patterns, so that ``{0..9}`` and ``=`` in them are not Hydra's grammar.
+
+    >>> quote_paths(["dataset.shards=/d/{0..9}.tar", "sampling.fps=[3,8]"])
+    ['dataset.shards="/d/{0..9}.tar"', 'sampling.fps=[3,8]']
+    """
+    quoted = []
+    for argument in arguments:
+        match = _TEXT_KEYS.match(argument)
+        if match and match[2] and match[2][0] not in "[\"'" and match[2] not in ("null", "???"):
+            value = match[2].replace("\\", "\\\\").replace('"', '\\"')
+            argument = f'{match[1]}="{value}"'
+        quoted.append(argument)
+    return quoted
+
+
+def check_command(arguments: Sequence[str]) -> None:
+    """Compose once, so that a mistake is answered in one line instead of Hydra's several.
+
+    Raises:
+        ConfigError: an unknown group, option or key, a bad value, or nothing chosen.
+    """
+    known, unknown = get_args_parser().parse_known_args(list(arguments))
+    if unknown:
+        raise ConfigError(f"unknown option {unknown[0]}; see --help")
+    if known.help or known.hydra_help or known.info or known.multirun:
+        return
+    with initialize_config_module("conf", version_base="1.3"):
+        for directory in [known.config_dir] if known.config_dir else []:
+            raise_if_missing(directory)
+        try:
+            overrides = list(known.overrides)
+            if known.config_dir:
+                overrides.append(f"hydra.searchpath=[file://{known.config_dir}]")
+            config = compose("run", overrides=overrides)
+            require_groups(config)
+            if not known.cfg:
+                to_run_config(config)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(one_line(error)) from error
+    GlobalHydra.instance().clear()
+
+
+def raise_if_missing(directory: str) -> None:
+    """Raises ConfigError when ``--config-dir`` does not exist."""
+    if not Path(directory).is_dir():
+        raise ConfigError(f"--config-dir {directory}: no such folder")
+
+
+def one_line(error: BaseException) -> str:
+    """The message of a Hydra or OmegaConf error, causes included, on one line."""
+    texts: list[str] = []
+    link: BaseException | None = error
+    while link is not None:
+        text = str(link).split("See https://")[0].split("\nSet the environment")[0]
+        lines = [line.strip() for line in text.splitlines()]
+        text = " ".join(
+            line
+            for line in lines
+            if line and not re.match(r"(full_key|object_type|reference_type)", line)
+        )
+        if text and not any(text in other for other in texts):
+            texts.append(text)
+        link = link.__cause__
+    return ": ".join(texts)
+
+
+def require_groups(config: DictConfig) -> None:
+    """Name what must be chosen and the options.
+
+    Raises:
+        ConfigError: ``+dataset`` or ``+tokenizer`` is missing.
+    """
+    for group in CHOSEN_GROUPS:
+        if OmegaConf.is_missing(config, group) or OmegaConf.is_missing(config[group], "name"):
+            names = sorted(
+                entry.name.removesuffix(".yaml")
+                for entry in (files("conf") / group).iterdir()
+                if entry.name.endswith(".yaml")
+            )
+            raise ConfigError(f"no {group} chosen; add +{group}=NAME, one of: {', '.join(names)}")
+
+
+def to_run_config(config: DictConfig) -> RunConfig:
+    """Dataclasses of a composed configuration, with every rule between sections checked.
+
+    Raises:
+        ConfigError: a value or a combination that cannot work.
+    """
+    require_groups(config)
+    try:
+        run = OmegaConf.to_object(config)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(one_line(error)) from error
+    assert isinstance(run, RunConfig)
+    dataset, sampling, tokenizer = run.dataset, run.sampling, run.tokenizer
+    if dataset.kind is DatasetKind.tar and not shard_patterns(run):
+        variable = " or the environment variable WEBVID_SHARDS" if dataset.name == "webvid" else ""
+        raise ConfigError(
+            f"dataset {dataset.name} has no shards: give dataset.shards=PATTERN{variable}, "
+            "for example /data/{00000..00999}.tar, s3://bucket/*.tar or @list.txt"
+        )
+    if dataset.kind is DatasetKind.folder and not dataset.path:
+        raise ConfigError("dataset folder has no path: give dataset.path=DIR")
+    if run.cluster.kind is ClusterKind.ray and not run.cluster.address:
+        raise ConfigError("cluster=ray needs cluster.address=HOST:PORT, or auto")
+    plan = clip_plan(run)
+    try:
+        tokenizer.check_clip(plan.clip_frames, plan.height, plan.width)
+    except ValueError as error:
+        raise ConfigError(f"sampling.clip_frames, sampling.resolution: {error}") from error
+    if sampling.max_clips_per_video is None and plan.stride_frames < 1:
+        raise ConfigError("sampling.stride_frames must be at least 1")
+    return run
+
+
+def arguments() -> list[str]:
+    """The command line with its paths quoted; ``sys.argv`` is set to it, as Hydra reads that."""
+    sys.argv[1:] = quote_paths(sys.argv[1:])
+    return sys.argv[1:]

@@ -1,0 +1,265 @@
+"""The configuration of a run: every field, its unit, its default.
+
+Plain dataclasses that Hydra fills (`conf/run.yaml` and its groups hold values only). They are read
+by ``compose`` and turned into the small frozen records that the steps take; nothing below the
+composer sees them. Not frozen, because OmegaConf cannot fill frozen ones: treat as read-only.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.records import TailPolicy
+from tokenizer import Precision, TokenizerConfig
+
+
+class DatasetKind(enum.Enum):
+    """Where videos come from."""
+
+    tar = "tar"
+    folder = "folder"
+    demo = "demo"
+
+
+class Device(enum.Enum):
+    """Where the encoder runs."""
+
+    auto = "auto"
+    cuda = "cuda"
+    cpu = "cpu"
+
+
+class LatentDtype(enum.Enum):
+    """How continuous latents are stored."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+class Packing(enum.Enum):
+    """How FSQ indices are stored."""
+
+    packed = "packed"
+    plain = "plain"
+
+
+class ClusterKind(enum.Enum):
+    """Where workers run."""
+
+    inline = "inline"
+    local = "local"
+    ray = "ray"
+
+
+class Numerics(enum.Enum):
+    """What to do when OUT holds tokens of another numeric environment."""
+
+    warn = "warn"
+    strict = "strict"
+
+
+class ChangedInputs(enum.Enum):
+    """What to do with a shard whose source is not what its receipts say."""
+
+    keep = "keep"
+    redo = "redo"
+
+
+@dataclass(kw_only=True, slots=True)
+class DatasetConfig:
+    """Which videos are read; chosen by ``+dataset=NAME``."""
+
+    name: str
+    """Names the data set in paths and messages."""
+    kind: DatasetKind = DatasetKind.tar
+    """tar: WebDataset shards; folder: plain video files; demo: the clips shipped here."""
+    shards: Any = None
+    """tar: a pattern or a list of them: paths or URLs, brace ranges, globs, @file."""
+    path: str | None = None
+    """folder: where the video files are; searched in depth."""
+    num_buckets: int = 16
+    """folder: hash buckets, the shards of a folder."""
+    video_extensions: list[str] = field(
+        default_factory=lambda: "mp4 m4v mov webm mkv avi mpg mpeg ts m2ts 3gp flv wmv ogv".split()
+    )
+    """Endings that make a member a video."""
+    caption_key: str = "caption"
+    """Key of the caption in a sample's JSON; a .txt member comes first."""
+    storage_options: dict[str, Any] = field(default_factory=dict)
+    """fsspec options for reading; prefer the environment for credentials."""
+
+    def __post_init__(self) -> None:
+        """Check what one field alone can tell."""
+        if self.num_buckets < 1:
+            raise ValueError(f"dataset.num_buckets must be at least 1, got {self.num_buckets}")
+
+
+@dataclass(kw_only=True, slots=True)
+class TokenizerSection(TokenizerConfig):
+    """Which tokenizer runs; chosen by ``+tokenizer=NAME``."""
+
+    checkpoint: str | None = None
+    """Path of the weights (.ckpt or .safetensors), or ``random``; null: the tokenizer's own."""
+    seed: int = 0
+    """Seed of the weights of ``checkpoint=random``."""
+    precision: Precision = Precision.fp32
+    """fp32, or bf16 autocast."""
+
+
+@dataclass(kw_only=True, slots=True)
+class SamplingConfig:
+    """Which clips are cut out of a video."""
+
+    fps: list[float] = field(default_factory=lambda: [8.0])
+    """Reduced frame rates; one decoding pass serves them all."""
+    clip_frames: int | None = None
+    """T, frames in a clip; null: the tokenizer's own (17, 16 non-causal)."""
+    stride_frames: int | None = None
+    """Frames between the starts of two clips; null: clip_frames (no overlap)."""
+    max_clips_per_video: int | None = None
+    """Per rate; null: no bound."""
+    tail: TailPolicy = TailPolicy.drop
+    """drop or pad (the last frame is repeated) an incomplete last clip."""
+    resolution: int | None = None
+    """Pixels of a clip's sides: short side resized to it, centre cropped; null: the tokenizer's."""
+
+    def __post_init__(self) -> None:
+        """Check numbers."""
+        if not self.fps or any(not 0 < rate <= 1000 for rate in self.fps):
+            raise ValueError(f"sampling.fps must be a list of rates in (0, 1000], got {self.fps}")
+        if len(set(self.fps)) != len(self.fps):
+            raise ValueError(f"sampling.fps names a rate twice: {self.fps}")
+        for name in ("clip_frames", "stride_frames", "max_clips_per_video", "resolution"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"sampling.{name} must be at least 1, got {value}")
+
+
+@dataclass(kw_only=True, slots=True)
+class EncoderConfig:
+    """How a worker encodes; part of the numeric environment."""
+
+    device: Device = Device.auto
+    """auto: GPUs if there are any, else CPUs."""
+    batch_clips: int | None = None
+    """B, clips in a batch; every batch is padded to it; null: 1 on a CPU, 8 on a GPU."""
+    threads: int = 2
+    """CPU threads of one encoder; set explicitly because results depend on it."""
+    decoders: int | None = None
+    """Decoder children of one worker; null: what its cores allow, at most 8."""
+
+    def __post_init__(self) -> None:
+        """Check numbers."""
+        for name in ("batch_clips", "threads", "decoders"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"encoder.{name} must be at least 1, got {value}")
+
+
+@dataclass(kw_only=True, slots=True)
+class OutputConfig:
+    """Where and how tokens are stored."""
+
+    root: str = "outputs/${dataset.name}/${tokenizer.name}"
+    """OUT: a local path or s3://bucket/prefix."""
+    packing: Packing = Packing.packed
+    """packed: as many bits as the codebook needs; plain: int32 for other tools."""
+    latent_dtype: LatentDtype = LatentDtype.fp16
+    """Continuous tokenizers: how mean and log-variance are stored."""
+    row_group_rows: int = 256
+    """Clips in a Parquet row group."""
+    keep_quarantined: bool = True
+    """Write tars of quarantined originals to OUT/quarantine/."""
+    max_quarantine_bytes: int = 256 << 20
+    """Size of originals kept per segment; beyond it only the reason is recorded."""
+    storage_options: dict[str, Any] = field(default_factory=dict)
+    """fsspec options for OUT; prefer the environment for credentials."""
+
+
+@dataclass(kw_only=True, slots=True)
+class CommitConfig:
+    """How much work a kill can cost."""
+
+    max_clips: int = 4096
+    """A segment is committed when it holds this many clips."""
+    max_seconds: float = 300.0
+    """Or when this much time has passed since the last commit of the shard."""
+
+    def __post_init__(self) -> None:
+        """Check numbers."""
+        if self.max_clips < 1 or self.max_seconds <= 0:
+            raise ValueError(
+                f"commit.max_clips and commit.max_seconds must be positive, "
+                f"got {self.max_clips} and {self.max_seconds}"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class LimitsConfig:
+    """Bounds on what one video, one sample and one run may cost."""
+
+    video_bytes: int = 2 << 30
+    """Size of one encoded video."""
+    sidecar_bytes: int = 16 << 20
+    """Size of one .json or .txt."""
+    pixels: int = 8192 * 8192
+    """Rows times columns of a picture."""
+    frames: int = 1_000_000
+    """Decoded frames of one video."""
+    duration_seconds: float = 6 * 3600.0
+    """Length of one video."""
+    no_progress_seconds: float = 30.0
+    """Time without a new frame before a decoder is killed."""
+    child_memory_bytes: int = 4 << 30
+    """Address space of one decoder child."""
+    read_ahead_bytes: int = 256 << 20
+    """Encoded video held by one worker ahead of its decoders."""
+    max_bad_fraction: float = 0.5
+    """The run stops when more than this share of the videos so far was quarantined..."""
+    min_videos: int = 100
+    """...and at least this many were seen."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ClusterConfig:
+    """Where workers run; ``cluster=local`` unless said otherwise."""
+
+    kind: ClusterKind = ClusterKind.local
+    """inline: this process; local: Ray started here; ray: a running cluster."""
+    address: str | None = None
+    """ray: HOST:PORT of the head, or auto."""
+    num_workers: int | None = None
+    """null: one per GPU; without GPUs as many as the cores carry."""
+    cpus_per_worker: float | None = None
+    """Cores that Ray counts for a worker; null: threads + decoders, at most a node's cores."""
+    gpus_per_worker: float = 1.0
+    """GPUs, or a fraction of one, for a worker where there are any."""
+    open_shards: int = 2
+    """Shards that one worker has open at once."""
+    max_attempts: int = 3
+    """Attempts at a shard before it is given up for this run."""
+    retry_seconds: float = 2.0
+    """Wait before the second attempt; doubled for each further one, with jitter."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """``python -m pipeline.run``."""
+
+    dataset: DatasetConfig
+    tokenizer: TokenizerSection
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    commit: CommitConfig = field(default_factory=CommitConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    numerics: Numerics = Numerics.warn
+    """warn about tokens of another numeric environment in OUT, or refuse them (strict)."""
+    changed_inputs: ChangedInputs = ChangedInputs.keep
+    """keep what was made of a source that has changed since, or redo it."""
+    dry_run: bool = False
+    """Plan and print, change nothing."""

@@ -1,0 +1,87 @@
+"""Every error that this project raises on purpose, and what becomes of the work that met it.
+
+    PipelineError
+    ├── VideoError            the video is quarantined and counted; its shard goes on
+    ├── ShardError            the shard is tried again, later and maybe elsewhere
+    │   ├── StorageError          a read or a write that may succeed next time
+    │   └── WorkerLost            the worker died or was taken away
+    └── RunError              the run stops, with one line and a non-zero exit
+        ├── ConfigError           the command or a file says something impossible
+        ├── FingerprintMismatch   OUT holds the output of another configuration
+        ├── StorageRefused        credentials, bucket or backend make a safe commit impossible
+        └── TooManyBadVideos      a broken decoder must not "finish" a data set
+
+Classes that may cross a process boundary hand positional arguments to ``super().__init__`` and
+format in ``__str__``, so that they unpickle as themselves. No message holds credentials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class PipelineError(Exception):
+    """Root of the tree drawn above."""
+
+
+class VideoError(PipelineError):
+    """One video cannot be tokenised: it is quarantined under ``reason`` and counted."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason, self.message = reason, message
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+
+class ShardError(PipelineError):
+    """This attempt at a shard failed; another attempt may succeed."""
+
+    def __init__(self, shard: str, message: str) -> None:
+        super().__init__(shard, message)
+        self.shard, self.message = shard, message
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.message}"
+
+
+class StorageError(ShardError):
+    """Storage did not answer, or answered with less than it holds."""
+
+
+class WorkerLost(ShardError):
+    """The worker that held the shard died, or its machine was taken away."""
+
+
+class RunError(PipelineError):
+    """The run cannot go on; the message is one line for the person who started it."""
+
+
+class ConfigError(RunError):
+    """The command line or a configuration file asks for something impossible."""
+
+
+class StorageRefused(RunError):
+    """The output or input place cannot be used at all (credentials, bucket, no safe commit)."""
+
+
+class TooManyBadVideos(RunError):
+    """More videos were quarantined than ``limits.max_bad_fraction`` allows."""
+
+
+class FingerprintMismatch(RunError):
+    """OUT was made by another configuration; the differing keys are listed."""
+
+    def __init__(self, root: str, differences: Mapping[str, tuple[object, object]]) -> None:
+        super().__init__(root, differences)
+        self.root, self.differences = root, dict(differences)
+
+    def __str__(self) -> str:
+        lines = [
+            f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in self.differences.items()
+        ]
+        return (
+            f"{self.root} holds the output of another configuration; choose another output.root "
+            "or restore:\n" + "\n".join(lines)
+        )

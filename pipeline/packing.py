@@ -1,0 +1,128 @@
+"""Tokens of one clip to bytes and back, bit-exact.
+
+    u16      codebooks up to 65,536: one little-endian uint16 per index
+    u16+u2   codebooks up to 262,144: all low 16 bits as uint16, then the high 2 bits of four
+             neighbouring indices in one byte (index i in bits 2*(i mod 4)); 18 bits an index
+    i32      anything else, and ``output.packing=plain``: little-endian int32
+    fp32, fp16, bf16   latents: mean, then log-variance, raw little-endian floats
+
+Pure numpy. bfloat16 has no numpy type: it is handled as the uint16 of its bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+INDEX_PACKINGS = ("u16", "u16+u2", "i32")
+LATENT_PACKINGS = ("fp32", "fp16", "bf16")
+
+
+def index_packing(codebook_size: int, *, plain: bool) -> str:
+    """The packing of a codebook.
+
+    >>> index_packing(32768, plain=False), index_packing(262144, plain=False)
+    ('u16', 'u16+u2')
+    """
+    if plain or codebook_size > 1 << 18:
+        return "i32"
+    return "u16" if codebook_size <= 1 << 16 else "u16+u2"
+
+
+def packed_bytes(packing: str, num_values: int) -> int:
+    """Bytes that ``num_values`` take."""
+    sizes = {"u16": 2, "i32": 4, "fp32": 4, "fp16": 2, "bf16": 2}
+    if packing == "u16+u2":
+        return 2 * num_values + math.ceil(num_values / 4)
+    return sizes[packing] * num_values
+
+
+def pack_indices(indices: npt.NDArray[np.int32], packing: str) -> bytes:
+    """Pack the indices of one clip, in C order.
+
+    Raises:
+        ValueError: an index outside what the packing holds.
+    """
+    flat = np.ascontiguousarray(indices, dtype=np.int32).reshape(-1)
+    bound = {"u16": 1 << 16, "u16+u2": 1 << 18, "i32": 1 << 31}[packing]
+    if flat.size and (int(flat.min()) < 0 or int(flat.max()) >= bound):
+        raise ValueError(
+            f"indices must lie in [0, {bound}) for packing {packing}, "
+            f"got {int(flat.min())}..{int(flat.max())}"
+        )
+    if packing == "i32":
+        return flat.astype("<i4").tobytes()
+    low = (flat & 0xFFFF).astype("<u2").tobytes()
+    if packing == "u16":
+        return bytes(low)
+    high = np.zeros(4 * math.ceil(flat.size / 4), dtype=np.uint8)
+    high[: flat.size] = flat >> 16
+    quads = high.reshape(-1, 4)
+    packed = (quads << np.array([0, 2, 4, 6], dtype=np.uint8)).sum(1, dtype=np.uint8)
+    return bytes(low) + bytes(packed)
+
+
+def unpack_indices(
+    blob: npt.NDArray[np.uint8], packing: str, shape: Sequence[int]
+) -> npt.NDArray[np.int32]:
+    """Indices of several clips.
+
+    Args:
+        blob: uint8 ``[B, packed bytes of a clip]``.
+        packing: one of ``INDEX_PACKINGS``.
+        shape: ``[t, h, w]`` of one clip.
+
+    Returns:
+        int32 ``[B, t, h, w]``.
+    """
+    num = math.prod(shape)
+    batch = blob.shape[0]
+    if packing == "i32":
+        return (
+            np.ascontiguousarray(blob)
+            .view("<i4")
+            .reshape(batch, *shape)
+            .astype(np.int32, copy=False)
+        )
+    low = np.ascontiguousarray(blob[:, : 2 * num]).view("<u2").astype(np.int32)
+    if packing == "u16+u2":
+        shifts = np.array([0, 2, 4, 6], dtype=np.uint8)
+        high = (blob[:, 2 * num :, None] >> shifts) & 3
+        low |= high.reshape(batch, -1)[:, :num].astype(np.int32) << 16
+    return low.reshape(batch, *shape)
+
+
+def pack_latents(latents: npt.NDArray[np.float32], packing: str) -> bytes:
+    """Pack the float values of one clip, in C order, rounded to nearest even.
+
+    Raises:
+        ValueError: NaN or infinity, before or after rounding.
+    """
+    flat = np.ascontiguousarray(latents, dtype=np.float32).reshape(-1)
+    if packing == "bf16":
+        bits = flat.view(np.uint32)
+        rounded = ((bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+        check: npt.NDArray[np.float32] = (rounded.astype(np.uint32) << 16).view(np.float32)
+        packed = rounded.tobytes()
+    else:
+        with np.errstate(over="ignore"):
+            values = flat.astype({"fp16": "<f2", "fp32": "<f4"}[packing])
+        check, packed = values.astype(np.float32), values.tobytes()
+    if not (np.isfinite(flat).all() and np.isfinite(check).all()):
+        raise ValueError(f"latents hold NaN, infinity or values beyond {packing}")
+    return packed
+
+
+def unpack_latents(
+    blob: npt.NDArray[np.uint8], packing: str, shape: Sequence[int]
+) -> npt.NDArray[np.float32]:
+    """Float values of several clips: uint8 ``[B, bytes]`` to float32 ``[B, *shape]``."""
+    raw = np.ascontiguousarray(blob)
+    if packing == "bf16":
+        values = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    else:
+        values = raw.view({"fp16": "<f2", "fp32": "<f4"}[packing]).astype(np.float32)
+    return values.reshape(raw.shape[0], *shape)

@@ -1,0 +1,139 @@
+"""What a person sees while a run goes on, and the summary at its end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from pipeline.schedule import Tally
+
+PLAIN_SECONDS = 10.0
+"""Between two lines where there is no terminal."""
+RATE_SECONDS = 60.0
+"""Window of the rate shown."""
+STARVED_SHARE = 0.25
+"""From this share of waiting on, decoding is called the bottleneck."""
+
+
+class ProgressLine:
+    """One line that is renewed on a terminal, or written every few seconds elsewhere."""
+
+    def __init__(self) -> None:
+        """Write to standard error, so that results on standard output stay clean."""
+        self._console = Console(file=sys.stderr, soft_wrap=True, highlight=False)
+        self._live: Live | None = None
+        self._written = 0.0
+        self._history: deque[tuple[float, float, float]] = deque()
+
+    def __enter__(self) -> ProgressLine:
+        """Begin to show."""
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the terminal as it was."""
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, tally: Tally) -> None:
+        """Bring the line up to date."""
+        now = time.monotonic()
+        clips, seconds = tally.counters.get("clips", 0.0), tally.counters.get("source_bytes", 0.0)
+        self._history.append((now, clips, seconds))
+        while len(self._history) > 2 and now - self._history[0][0] > RATE_SECONDS:
+            self._history.popleft()
+        line = self.line(tally, now)
+        if self._live is not None:
+            self._live.update(Text(line, overflow="ellipsis", no_wrap=True))
+        elif now - self._written >= PLAIN_SECONDS:
+            self._written = now
+            self._console.print(line)
+
+    def line(self, tally: Tally, now: float) -> str:
+        """The text of the line."""
+        before, now_done = tally.before, tally.counters
+
+        def total(key: str) -> int:
+            return int(before.get(key, 0) + now_done.get(key, 0))
+
+        began, clips, covered = self._history[0]
+        elapsed = max(1e-9, now - began)
+        rate = (now_done.get("clips", 0.0) - clips) / elapsed
+        covered_rate = (now_done.get("source_bytes", 0.0) - covered) / elapsed
+        left = tally.total_bytes - tally.bytes_before - now_done.get("source_bytes", 0.0)
+        eta = f"{duration(left / covered_rate)}" if covered_rate > 0 else "-"
+        parts = [
+            f"shards {tally.done_shards}/{tally.num_shards}",
+            f"videos {total('videos'):,}",
+            f"clips {total('clips'):,}",
+            f"{rate:.2f} clips/s",
+            f"ETA {eta}",
+            f"quarantined {total('quarantined'):,}",
+        ]
+        if tally.retries:
+            parts.append(f"retries {tally.retries}")
+        if tally.failed:
+            parts.append(f"failed {len(tally.failed)}")
+        return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes, seconds.
+
+    >>> duration(3725.4), duration(42)
+    ('1:02:05', '0:42')
+    """
+    whole = round(max(0.0, seconds))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def bottleneck(counters: Mapping[str, float]) -> str:
+    """What limited the run, from the encoders' waiting time.
+
+    >>> bottleneck({"encode_seconds": 90.0, "starved_seconds": 10.0})
+    'encoding (the encoder waited for decoding 10% of the time)'
+    """
+    busy, starved = counters.get("encode_seconds", 0.0), counters.get("starved_seconds", 0.0)
+    if busy + starved <= 0:
+        return "nothing was encoded"
+    share = starved / (busy + starved)
+    name = "decoding" if share >= STARVED_SHARE else "encoding"
+    return f"{name} (the encoder waited for decoding {share:.0%} of the time)"
+
+
+def summary(tally: Tally, *, reasons: Mapping[str, int], cut: Mapping[str, str], root: str) -> str:
+    """The lines that a run ends with."""
+    now_done, elapsed = tally.counters, time.monotonic() - tally.began
+    clips = now_done.get("clips", 0.0)
+    lines = [
+        f"shards {tally.done_shards}/{tally.num_shards} final, {len(cut)} cut, "
+        f"{len(tally.failed)} failed"
+    ]
+    done = {
+        key: int(tally.before.get(key, 0) + now_done.get(key, 0))
+        for key in ("videos", "clips", "filtered", "quarantined")
+    }
+    text = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+    lines.append(
+        f"{done['videos']:,} videos gave {done['clips']:,} clips; {done['filtered']:,} filtered; "
+        f"{done['quarantined']:,} quarantined{f' ({text})' if text else ''}"
+    )
+    if clips:
+        lines.append(
+            f"this run: {clips:,.0f} clips in {duration(elapsed)}, {clips / elapsed:.2f} clips/s, "
+            f"{now_done.get('source_seconds', 0.0) / elapsed:.1f} s of video per second; "
+            f"bottleneck: {bottleneck(now_done)}"
+        )
+    lines += [f"cut: {shard}: {reason}" for shard, reason in sorted(cut.items())]
+    lines += [f"failed: {shard}: {reason}" for shard, reason in sorted(tally.failed.items())]
+    lines.append(f"OUT: {root}")
+    return "\n".join(lines)

@@ -1,0 +1,112 @@
+"""The values that flow between the steps of the pipeline: frozen, small, without behaviour.
+
+Standard library and numpy only: decoder children import this file.
+Shapes: T frames, H rows, W columns before the encoder; t h w after it.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+
+class TailPolicy(enum.Enum):
+    """What becomes of frames at a video's end that do not fill a clip."""
+
+    drop = "drop"
+    pad = "pad"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipPlan:
+    """Which clips one decoding pass makes of a video."""
+
+    fps: tuple[float, ...]
+    """Target frame rates; each gives clips of its own."""
+    clip_frames: int
+    """T, frames in a clip."""
+    stride_frames: int
+    """Frames between the starts of two clips, at the target rate."""
+    max_clips_per_video: int | None
+    """Per target rate; None: no bound."""
+    tail: TailPolicy
+    """drop: a tail shorter than a clip is left out; pad: its last frame is repeated."""
+    height: int
+    """H, rows of a clip."""
+    width: int
+    """W, columns of a clip."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoLimits:
+    """Bounds on what one video may cost; beyond them it is quarantined."""
+
+    video_bytes: int = 2 << 30
+    """Size of the encoded file."""
+    pixels: int = 8192 * 8192
+    """Rows times columns of the coded picture, checked before a frame is decoded."""
+    frames: int = 1_000_000
+    """Decoded frames."""
+    duration_seconds: float = 6 * 3600.0
+    """Length by the container's word and by the timestamps seen."""
+    no_progress_seconds: float = 30.0
+    """Time without a new frame, after which the decoder child is killed."""
+    child_memory_bytes: int = 4 << 30
+    """Address space of a decoder child beyond what it has at its start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceInfo:
+    """What the container and the decoder said of a video."""
+
+    width: int
+    """Columns as shown: rotation and pixel aspect applied."""
+    height: int
+    """Rows as shown."""
+    fps: float
+    """Mean frame rate of the whole video by its timestamps; 0 for a single frame."""
+    num_frames: int
+    """Frames decoded; less than the video holds when max_clips_per_video ended the pass."""
+    duration_seconds: float
+    """From the first frame's timestamp to the end of the last one, of the whole video."""
+    codec: str
+    """FFmpeg's name of the decoder."""
+    pixel_format: str
+    """FFmpeg's name of the decoded pixel format."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """T frames of one video at one target rate."""
+
+    fps: float
+    """The target rate."""
+    clip_index: int
+    """Position among the video's clips at this rate, from 0."""
+    start_seconds: float
+    """When the clip starts, from the video's first frame."""
+    end_seconds: float
+    """``start_seconds + T / fps``, or less where the video ends inside a padded clip."""
+    frame_seconds: tuple[float, ...]
+    """Source time of each kept frame, from the video's first frame; length T."""
+    frames: npt.NDArray[np.uint8]
+    """uint8 ``[T, H, W, 3]``, RGB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeSummary:
+    """How decoding one video went."""
+
+    source: SourceInfo
+    """The video itself."""
+    num_clips: dict[float, int]
+    """Clips made per target rate."""
+    filtered: dict[str, int] = field(default_factory=dict)
+    """Reason -> number of target rates at which the healthy video gave no clip."""
+    decode_seconds: float = 0.0
+    """CPU seconds of the child."""
+    num_dropped_frames: int = 0
+    """Frames left out because their timestamps jump back too far to be put in order."""

@@ -1,0 +1,250 @@
+"""From a checked ``RunConfig`` to the small records that the steps take, and to the fingerprint.
+
+Below this file nobody sees the configuration.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import DatasetKind, Device, Numerics, Packing, RunConfig
+from pipeline.encode import EncoderSpec
+from pipeline.errors import ConfigError
+from pipeline.fingerprint import digest_of
+from pipeline.packing import index_packing
+from pipeline.reader import ReadRules
+from pipeline.records import ClipPlan, VideoLimits
+from pipeline.schedule import RetryRules
+from pipeline.schema import FORMAT_VERSION, TokenFormat
+from pipeline.segments import CommitRules
+from pipeline.worker import WorkerSpec
+from tokenizer import QuantizerKind, TokenizerConfig
+
+if TYPE_CHECKING:
+    from tokenizer import CheckpointInfo
+
+CPU_BATCH_CLIPS, GPU_BATCH_CLIPS = 1, 8
+"""Default B: a CPU gains nothing from more than one clip."""
+MAX_DECODERS = 8
+"""Default bound on the decoder children of a worker."""
+
+_SECRET = re.compile(r"key|secret|token$|password|credential", re.IGNORECASE)
+
+
+def shard_patterns(run: RunConfig) -> list[str]:
+    """``dataset.shards`` as a list of patterns.
+
+    Raises:
+        ConfigError: neither text nor a list of texts.
+    """
+    shards = run.dataset.shards
+    patterns = [shards] if isinstance(shards, str) else list(shards or [])
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise ConfigError(f"dataset.shards must be a pattern or a list of patterns, got {shards!r}")
+    return [pattern for pattern in patterns if pattern]
+
+
+def clip_plan(run: RunConfig) -> ClipPlan:
+    """Sampling with every null replaced by what the tokenizer wants."""
+    sampling, tokenizer = run.sampling, run.tokenizer
+    frames = sampling.clip_frames or tokenizer.clip_frames
+    side = sampling.resolution or tokenizer.resolution
+    return ClipPlan(
+        fps=tuple(float(rate) for rate in sampling.fps),
+        clip_frames=frames,
+        stride_frames=sampling.stride_frames or frames,
+        max_clips_per_video=sampling.max_clips_per_video,
+        tail=sampling.tail,
+        height=side,
+        width=side,
+    )
+
+
+def video_limits(run: RunConfig) -> VideoLimits:
+    """Bounds for one video."""
+    limits = run.limits
+    return VideoLimits(**{field.name: getattr(limits, field.name) for field in fields(VideoLimits)})
+
+
+def read_rules(run: RunConfig) -> ReadRules:
+    """What the reader takes for a sample."""
+    return ReadRules(
+        video_extensions=frozenset(
+            name.lower().lstrip(".") for name in run.dataset.video_extensions
+        ),
+        caption_key=run.dataset.caption_key,
+        video_bytes=run.limits.video_bytes,
+        sidecar_bytes=run.limits.sidecar_bytes,
+    )
+
+
+def commit_rules(run: RunConfig) -> CommitRules:
+    """When segments are cut."""
+    return CommitRules(
+        max_clips=run.commit.max_clips,
+        max_seconds=run.commit.max_seconds,
+        row_group_rows=run.output.row_group_rows,
+        max_quarantine_bytes=run.output.max_quarantine_bytes if run.output.keep_quarantined else 0,
+    )
+
+
+def model_config(run: RunConfig) -> TokenizerConfig:
+    """The tokenizer's own fields, without the run's."""
+    return TokenizerConfig(
+        **{field.name: getattr(run.tokenizer, field.name) for field in fields(TokenizerConfig)}
+    )
+
+
+def packing(run: RunConfig) -> str:
+    """How ``tokens`` is packed."""
+    if run.tokenizer.quantizer.kind is QuantizerKind.kl:
+        return run.output.latent_dtype.name
+    size = run.tokenizer.codebook_size
+    assert size is not None
+    return index_packing(size, plain=run.output.packing is Packing.plain)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What decides every row of OUT and its encoding."""
+
+    material: dict[str, Any]
+    """By section; shown when it differs."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the material."""
+        return digest_of(self.material)
+
+
+def identity(run: RunConfig, checkpoint_digest: str) -> Identity:
+    """The fingerprint's material of a run."""
+    rules = read_rules(run)
+    dataset: dict[str, Any] = {
+        "video_extensions": sorted(rules.video_extensions),
+        "caption_key": rules.caption_key,
+        "kind": "folder" if run.dataset.kind is DatasetKind.folder else "tar",
+    }
+    if run.dataset.kind is DatasetKind.folder:
+        dataset["num_buckets"] = run.dataset.num_buckets
+    return Identity(
+        material=plain(
+            {
+                "format_version": FORMAT_VERSION,
+                "tokenizer": asdict(model_config(run)),
+                "checkpoint_digest": checkpoint_digest,
+                "precision": run.tokenizer.precision.name,
+                "sampling": asdict(clip_plan(run)),
+                "transform": {"resize": "short side, bilinear, antialiased", "crop": "centre"},
+                "dataset": dataset,
+                "packing": packing(run),
+                "decode": "pyav",
+            }
+        )
+    )
+
+
+def redacted(run: RunConfig) -> dict[str, Any]:
+    """The configuration as plain values, with storage credentials blotted out."""
+
+    def blot(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {name: blot(inner, str(name)) for name, inner in value.items()}
+        return "***" if _SECRET.search(key) and value not in (None, "") else value
+
+    config: dict[str, Any] = plain(asdict(run))
+    for section in ("dataset", "output"):
+        config[section]["storage_options"] = blot(config[section]["storage_options"])
+    return config
+
+
+def plain(value: Any) -> Any:
+    """Enums to their names, tuples to lists: what JSON gives back as it was."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return value.name if isinstance(value, enum.Enum) else value
+
+
+def token_format(run: RunConfig, weights: CheckpointInfo) -> TokenFormat:
+    """What the footer of every part says."""
+    quantizer = run.tokenizer.quantizer
+    is_fsq = quantizer.kind is QuantizerKind.fsq
+    return TokenFormat(
+        format_version=FORMAT_VERSION,
+        tokenizer=run.tokenizer.name,
+        checkpoint_digest=weights.digest,
+        random_weights=weights.is_random,
+        packing=packing(run),
+        axes="t h w" if is_fsq else "c t h w",
+        codebook_size=run.tokenizer.codebook_size,
+        levels=tuple(quantizer.levels),
+        channels=None if is_fsq else run.tokenizer.latent_channels,
+        fingerprint=identity(run, weights.digest).fingerprint,
+    )
+
+
+def worker_spec(
+    run: RunConfig,
+    weights: CheckpointInfo,
+    *,
+    has_gpus: bool,
+    cores: float,
+    recorded_batch: int | None,
+) -> WorkerSpec:
+    """What every worker is told.
+
+    Args:
+        run: the configuration.
+        weights: the checkpoint that tokens must come from.
+        has_gpus: whether workers have a GPU.
+        cores: of the node, shared by its workers, for the number of decoders.
+        recorded_batch: B of the runs before in this OUT.
+
+    Raises:
+        ConfigError: a device that is not there.
+    """
+    encoder, plan = run.encoder, clip_plan(run)
+    if encoder.device is Device.cuda and not has_gpus:
+        raise ConfigError("encoder.device=cuda, but there is no GPU here; use auto or cpu")
+    device = "cuda" if has_gpus and encoder.device is not Device.cpu else "cpu"
+    default_batch = GPU_BATCH_CLIPS if device == "cuda" else CPU_BATCH_CLIPS
+    spare = int(cores) - encoder.threads
+    return WorkerSpec(
+        encoder=EncoderSpec(
+            tokenizer=model_config(run),
+            checkpoint=run.tokenizer.checkpoint,
+            seed=run.tokenizer.seed,
+            precision=run.tokenizer.precision.name,
+            device=device,
+            threads=encoder.threads,
+            batch_clips=encoder.batch_clips or recorded_batch or default_batch,
+            clip_shape=(plan.clip_frames, plan.height, plan.width),
+            token_format=token_format(run, weights),
+        ),
+        plan=plan,
+        limits=video_limits(run),
+        read_rules=read_rules(run),
+        read_ahead_bytes=run.limits.read_ahead_bytes,
+        decoders=encoder.decoders or max(1, min(MAX_DECODERS, spare)),
+        commit_rules=commit_rules(run),
+        output_root=run.output.root,
+        output_options=dict(run.output.storage_options),
+        input_options=dict(run.dataset.storage_options),
+        strict_numerics=run.numerics is Numerics.strict,
+    )
+
+
+def retry_rules(run: RunConfig) -> RetryRules:
+    """When shards are tried again, and when the run stops."""
+    return RetryRules(
+        max_attempts=run.cluster.max_attempts,
+        retry_seconds=run.cluster.retry_seconds,
+        max_bad_fraction=run.limits.max_bad_fraction,
+        min_videos=run.limits.min_videos,
+    )

@@ -1,0 +1,310 @@
+"""Segments of one shard: finished videos in input order become a part, and the part a receipt.
+
+An attempt that finds a segment committed by somebody else deletes its own part and goes on behind
+the winner's byte range: rows are never doubled and never lost, wherever the two attempts cut.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ShardError, VideoError
+from pipeline.manifest import Receipt, commit, new_attempt, part_name
+from pipeline.reader import Sample, Source, key_digest
+from pipeline.records import DecodeSummary
+from pipeline.schema import TokenFormat, TokenRow, clip_id
+from pipeline.shards import Shard
+from pipeline.storage import Storage
+from pipeline.writer import QuarantinedVideo, quarantine_tar, write_part
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardTask:
+    """One attempt at a shard, from where its last receipt ends."""
+
+    shard: Shard
+    """What to read."""
+    source: Source | None
+    """What earlier receipts say the source was; None for a new shard."""
+    start_offset: int = 0
+    """Where to begin."""
+    next_segment: int = 0
+    """Number of the first segment to write."""
+    seen: frozenset[bytes] = frozenset()
+    """Digests of the keys that are committed already."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitRules:
+    """When a segment is cut, and what is written beside its part."""
+
+    max_clips: int
+    """Clips after which a segment is committed."""
+    max_seconds: float
+    """Seconds since the shard's last commit after which one is due."""
+    row_group_rows: int
+    """Rows of a Parquet row group."""
+    max_quarantine_bytes: int
+    """Originals kept per segment; 0: none, and no quarantine tar."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedClip:
+    """One clip when its pixels are gone."""
+
+    fps: float
+    """Target rate."""
+    clip_index: int
+    """Position at that rate."""
+    start_seconds: float
+    """From the video's first frame."""
+    end_seconds: float
+    """From the video's first frame."""
+    frame_seconds: tuple[float, ...]
+    """Source time of each kept frame."""
+    bucket: str
+    """Height and width of the clip, ``256x256``."""
+    token_shape: tuple[int, ...]
+    """``[t, h, w]`` or ``[c, t, h, w]``."""
+    tokens: bytes
+    """Packed."""
+
+
+@dataclass(slots=True)
+class OpenVideo:
+    """A video between the reader and its segment."""
+
+    sample: Sample
+    """As read, without its bytes."""
+    original: bytes
+    """The encoded video; dropped when it has been decoded, kept when it is quarantined."""
+    clips: dict[tuple[float, int], EncodedClip] = field(default_factory=dict)
+    """Encoded clips by rate and index."""
+    tries: int = 0
+    """Times that its decoding was begun anew; clips of an earlier try are stale."""
+    summary: DecodeSummary | None = None
+    """Set when its last clip has been decoded."""
+    failure: VideoError | None = None
+    """Set when it is quarantined."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more will come."""
+        if self.failure is not None:
+            return True
+        return self.summary is not None and len(self.clips) == sum(self.summary.num_clips.values())
+
+    @property
+    def num_clips(self) -> int:
+        """Clips that count."""
+        return 0 if self.failure is not None else len(self.clips)
+
+    def rows(self, shard: str) -> list[TokenRow]:
+        """Rows of the part, by rate, then time."""
+        if self.failure is not None or self.summary is None:
+            return []
+        source, sample = self.summary.source, self.sample
+        return [
+            TokenRow(
+                clip_id=clip_id(shard, sample.key, clip.fps, clip.clip_index),
+                shard=shard,
+                key=sample.key,
+                clip_index=clip.clip_index,
+                fps=clip.fps,
+                start_seconds=clip.start_seconds,
+                end_seconds=clip.end_seconds,
+                frame_seconds=clip.frame_seconds,
+                source_width=source.width,
+                source_height=source.height,
+                source_fps=source.fps,
+                bucket=clip.bucket,
+                caption=sample.caption,
+                metadata=sample.metadata,
+                token_shape=clip.token_shape,
+                tokens=clip.tokens,
+            )
+            for _, clip in sorted(self.clips.items())
+        ]
+
+
+class SegmentWriter:
+    """Commits the segments of one attempt at one shard. Used by one thread."""
+
+    def __init__(
+        self,
+        task: ShardTask,
+        *,
+        source: Source,
+        storage: Storage,
+        scratch: Path,
+        rules: CommitRules,
+        token_format: TokenFormat,
+        numerics: Mapping[str, Any],
+        on_commit: Callable[[Receipt], None] = lambda receipt: None,
+    ) -> None:
+        self._task, self._source, self._storage, self._scratch = task, source, storage, scratch
+        self._rules, self._format, self._numerics = rules, token_format, dict(numerics)
+        self._on_commit = on_commit
+        self._attempt = new_attempt()
+        self._segment = task.next_segment
+        self._start = task.start_offset
+        self._ready: deque[OpenVideo] = deque()
+        self._clips = 0
+        self._began = time.monotonic()
+        self.receipts: list[Receipt] = []
+
+    @property
+    def skip_before(self) -> int:
+        """Videos that begin before this offset are committed, by whomever."""
+        return self._start
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the shard's last segment is committed."""
+        return bool(self.receipts) and self.receipts[-1].final
+
+    @property
+    def seconds_to_commit(self) -> float:
+        """Until time alone makes a commit due."""
+        return max(0.0, self._began + self._rules.max_seconds - time.monotonic())
+
+    def add(self, video: OpenVideo) -> None:
+        """Take the next video of the shard, done; commits when enough clips are together."""
+        if video.sample.start_offset < self._start:
+            return
+        self._ready.append(video)
+        self._clips += video.num_clips
+        if self._clips >= self._rules.max_clips:
+            self.commit_due()
+
+    def commit_due(self) -> None:
+        """Commit what is there, if anything."""
+        if self._ready:
+            self._commit(self._ready[-1].sample.end_offset, final=False, cut=None)
+
+    def finish(self, end_offset: int, cut: str | None) -> None:
+        """Commit the rest; repeated while other attempts have taken what was meant for it."""
+        while not self.is_final:
+            self._commit(max(end_offset, self._start), final=True, cut=cut)
+
+    def _commit(self, end_offset: int, *, final: bool, cut: str | None) -> None:
+        receipt = self._write(list(self._ready), end_offset, final, cut)
+        holds = commit(self._storage, receipt)
+        if holds.attempt != self._attempt:
+            if receipt.part is not None:
+                self._storage.delete(f"parts/{receipt.part}")
+            self._check_same_source(holds)
+        self.receipts.append(holds)
+        self._on_commit(holds)
+        self._segment, self._start = holds.segment + 1, holds.end_offset
+        self._ready = deque(v for v in self._ready if v.sample.start_offset >= self._start)
+        self._clips = sum(video.num_clips for video in self._ready)
+        self._began = time.monotonic()
+
+    def _check_same_source(self, winner: Receipt) -> None:
+        logger.info("%s was committed by attempt %s", winner.name, winner.attempt)
+        mine = (self._source.size_bytes, self._source.version)
+        if (
+            winner.source_bytes,
+            winner.source_version,
+        ) != mine or winner.start_offset != self._start:
+            raise ShardError(
+                winner.shard, f"{winner.name} was made of another version of the source"
+            )
+
+    def _write(
+        self, videos: Sequence[OpenVideo], end_offset: int, final: bool, cut: str | None
+    ) -> Receipt:
+        """Publish the part and the quarantine tar; returns the receipt that would commit them."""
+        shard, began = self._task.shard, time.monotonic()
+        rows = [row for video in videos for row in video.rows(shard.name)]
+        name, digest = None, None
+        if rows:
+            name = part_name(shard.name, self._segment, self._attempt)
+            path = self._scratch / name
+            digest = write_part(path, rows, self._format, row_group_rows=self._rules.row_group_rows)
+            self._storage.publish(path, f"parts/{name}")
+        quarantined = self._quarantine([video for video in videos if video.failure is not None])
+        filtered: dict[str, int] = {}
+        for video in videos:
+            for reason, count in (video.summary.filtered if video.summary else {}).items():
+                filtered[reason] = filtered.get(reason, 0) + count
+        summaries = [video.summary for video in videos if video.summary]
+        receipt = Receipt(
+            shard=shard.name,
+            segment=self._segment,
+            attempt=self._attempt,
+            fingerprint=self._format.fingerprint,
+            part=name,
+            rows=len(rows),
+            part_bytes=digest.size_bytes if digest else 0,
+            part_sha256=digest.file_sha256 if digest else None,
+            footer_sha256=digest.footer_sha256 if digest else None,
+            source_url=shard.url,
+            source_bytes=self._source.size_bytes,
+            source_version=self._source.version,
+            start_offset=self._start,
+            end_offset=end_offset,
+            final=final,
+            complete=cut is None,
+            cut_reason=cut,
+            videos=len(videos),
+            filtered=filtered,
+            quarantined=quarantined,
+            key_digests="".join(key_digest(video.sample.key).hex() for video in videos),
+            numerics=self._numerics,
+            timings={
+                "segment_seconds": round(began - self._began, 3),
+                "decode_cpu_seconds": round(sum(s.decode_seconds for s in summaries), 3),
+                "source_seconds": round(sum(s.source.duration_seconds for s in summaries), 3),
+                "write_seconds": round(time.monotonic() - began, 3),
+            },
+            host=socket.gethostname(),
+            created_seconds=round(time.time(), 3),
+        )
+        logger.info(
+            "shard=%s segment=%d videos=%d clips=%d quarantined=%d bytes=%d %.1f clips/s%s",
+            shard.name,
+            self._segment,
+            len(videos),
+            len(rows),
+            len(quarantined),
+            receipt.part_bytes,
+            len(rows) / max(1e-9, began - self._began),
+            " final" if final else "",
+        )
+        return receipt
+
+    def _quarantine(self, videos: Sequence[OpenVideo]) -> list[dict[str, str]]:
+        records = []
+        for video in videos:
+            assert video.failure is not None
+            records.append(
+                QuarantinedVideo(
+                    key=video.sample.key, reason=video.failure.reason, message=video.failure.message
+                )
+            )
+            logger.warning(
+                "%s::%s quarantined: %s", self._task.shard.name, video.sample.key, video.failure
+            )
+        if self._rules.max_quarantine_bytes:
+            originals = [
+                (record, video.sample.extension or "bin", video.original)
+                for record, video in zip(records, videos, strict=True)
+            ]
+            content = quarantine_tar(originals, max_bytes=self._rules.max_quarantine_bytes)
+            if content is not None:
+                # named by the segment alone: a repeated attempt replaces it by the same videos
+                self._storage.put(
+                    f"quarantine/{self._task.shard.name}-{self._segment:05d}.tar", content
+                )
+        return [{"key": r.key, "reason": r.reason, "message": r.message} for r in records]

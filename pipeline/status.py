@@ -1,0 +1,145 @@
+"""``python -m pipeline.status OUT``: how far a data set is, in plain words.
+
+Reads receipts and heartbeats only, so that it works on any machine, while a run goes on or after.
+Exit codes: 0 every shard is final and complete, 1 not (yet), 2 no such OUT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.errors import PipelineError
+from pipeline.manifest import Receipt, ShardState, by_shard, load_receipts
+from pipeline.progress import duration
+from pipeline.run_record import read_run_record
+from pipeline.storage import Storage
+
+HEARTBEAT_FRESH_SECONDS = 60.0
+"""Older heartbeats are of drivers that were killed."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.status",
+        description="Say how far the output of pipeline.run is.",
+        epilog="exit code: 0 every shard is final and complete, 1 not (yet), 2 no such OUT",
+    )
+    parser.add_argument("out", metavar="OUT", help="output.root of a run: a local path or s3://...")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.add_argument(
+        "--storage-options", type=json.loads, default={}, metavar="JSON", help="fsspec options"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        storage = Storage(options.out, options.storage_options)
+        record = read_run_record(storage)
+        if record is None:
+            print(f"{storage}: no run.json there, so this is no OUT", file=sys.stderr)
+            return 2
+        receipts = load_receipts(storage)
+        states = by_shard(receipts)
+        drivers = read_heartbeats(storage)
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    facts = collect(record, receipts, states, drivers)
+    print(json.dumps(facts, indent=1) if options.json else describe(str(storage), facts))
+    return 0 if facts["finished"] else 1
+
+
+def read_heartbeats(storage: Storage) -> list[dict[str, Any]]:
+    """What drivers last said, newest first, with ``age_seconds`` by the storage's clock."""
+    entries = storage.entries("progress")
+    contents = storage.read_many([f"progress/{n}" for n in entries if n.endswith(".json")])
+    beats = []
+    for place, content in contents.items():
+        beat = json.loads(content)
+        beat["modified_seconds"] = entries[place.removeprefix("progress/")].modified_seconds
+        beats.append(beat)
+    return sorted(beats, key=lambda beat: float(beat["modified_seconds"]), reverse=True)
+
+
+def collect(
+    record: Mapping[str, Any],
+    receipts: Sequence[Receipt],
+    states: Mapping[str, ShardState],
+    drivers: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The facts, as JSON."""
+    newest = drivers[0] if drivers else {}
+    final = sum(state.is_final for state in states.values())
+    # How many shards there are is known only to the driver that listed them.
+    num_shards = max(int(newest.get("num_shards", 0)), len(states))
+    cut = {receipt.shard: receipt.cut_reason for receipt in receipts if not receipt.complete}
+    failed = dict(newest.get("failed_shards", {}))
+    running = [
+        beat
+        for beat in drivers
+        if beat.get("running") and time.time() - beat["modified_seconds"] < HEARTBEAT_FRESH_SECONDS
+    ]
+    filtered: Counter[str] = Counter()
+    for receipt in receipts:
+        filtered.update(receipt.filtered)
+    return {
+        "tokenizer": record["fingerprint_of"]["tokenizer"]["name"],
+        "random_weights": record["random_weights"],
+        "num_shards": num_shards,
+        "final_shards": final,
+        "begun_shards": len(states) - final,
+        "cut_shards": cut,
+        "failed_shards": failed,
+        "segments": len(receipts),
+        "videos": sum(receipt.videos for receipt in receipts),
+        "clips": sum(receipt.rows for receipt in receipts),
+        "token_bytes": sum(receipt.part_bytes for receipt in receipts),
+        "filtered": dict(filtered),
+        "quarantined": dict(
+            Counter(video["reason"] for receipt in receipts for video in receipt.quarantined)
+        ),
+        "numeric_environments": len({json.dumps(r.numerics, sort_keys=True) for r in receipts}),
+        "running_drivers": len(running),
+        "elapsed_seconds": newest.get("elapsed_seconds"),
+        "finished": bool(states) and final == num_shards and not cut and not failed,
+    }
+
+
+def describe(root: str, facts: Mapping[str, Any]) -> str:
+    """The facts in plain words."""
+
+    def counts(reasons: Mapping[str, int]) -> str:
+        text = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
+        return f" ({text})" if text else ""
+
+    lines = [
+        f"{root}: {'finished' if facts['finished'] else 'not finished'}",
+        f"tokenizer {facts['tokenizer']}"
+        + (" with RANDOM weights: its tokens carry no meaning" if facts["random_weights"] else ""),
+        f"shards {facts['final_shards']:,} of {facts['num_shards']:,} final, "
+        f"{facts['begun_shards']:,} begun",
+        f"{facts['videos']:,} videos gave {facts['clips']:,} clips in "
+        f"{facts['segments']:,} segments, {facts['token_bytes'] / 1e6:,.2f} MB",
+        f"filtered {sum(facts['filtered'].values()):,}{counts(facts['filtered'])}, "
+        f"quarantined {sum(facts['quarantined'].values()):,}{counts(facts['quarantined'])}",
+    ]
+    if facts["numeric_environments"] > 1:
+        lines.append(f"{facts['numeric_environments']} numeric environments are mixed")
+    lines += [f"cut: {shard}: {reason}" for shard, reason in facts["cut_shards"].items()]
+    lines += [f"failed: {shard}: {reason}" for shard, reason in facts["failed_shards"].items()]
+    if facts["running_drivers"]:
+        lines.append(
+            f"{facts['running_drivers']} running now, for {duration(facts['elapsed_seconds'] or 0)}"
+        )
+    else:
+        lines.append("nobody is working on it now")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

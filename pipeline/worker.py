@@ -1,0 +1,408 @@
+"""A worker turns shards into committed segments: readers, decoder children, batcher, encoder.
+
+It runs without Ray: `inline` calls it in this process, `actors` wraps it in an actor. Several
+shards are open at once, one thread each; all share the decoder pool, the batcher and the model.
+What waits where is bounded: encoded video in bytes, frames by the decoders' rings and two batches.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import queue
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.batcher import Batch, Batcher
+from pipeline.decode_pool import ClipDecoded, DecodePool, VideoDecoded, VideoFailed, VideoRetried
+from pipeline.encode import ClipEncoder, Encoder, EncoderSpec
+from pipeline.errors import RunError, ShardError, VideoError, WorkerLost
+from pipeline.fingerprint import differences
+from pipeline.manifest import Receipt
+from pipeline.reader import ReadRules, ShardEnd, read_shard, source_of
+from pipeline.records import Clip, ClipPlan, VideoLimits
+from pipeline.segments import CommitRules, EncodedClip, OpenVideo, SegmentWriter, ShardTask
+from pipeline.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+MAX_OPEN_VIDEOS = 64
+"""Videos of one worker that are read and not yet decoded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSpec:
+    """All that a worker needs to know; picklable."""
+
+    encoder: EncoderSpec
+    plan: ClipPlan
+    limits: VideoLimits
+    read_rules: ReadRules
+    read_ahead_bytes: int
+    decoders: int
+    commit_rules: CommitRules
+    output_root: str
+    output_options: Mapping[str, Any]
+    input_options: Mapping[str, Any]
+    strict_numerics: bool
+    """Refuse to write tokens of another numeric environment into OUT."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a worker has done so far; read by the driver now and then."""
+
+    videos: int = 0
+    clips: int = 0
+    quarantined: int = 0
+    filtered: int = 0
+    segments: int = 0
+    tokens_bytes: int = 0
+    source_bytes: int = 0
+    """Bytes of tars (members of buckets) covered by segments."""
+    source_seconds: float = 0.0
+    decode_cpu_seconds: float = 0.0
+    encode_seconds: float = 0.0
+    starved_seconds: float = 0.0
+    """Time that the encoder waited for clips while shards were open."""
+    decoder_restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Tag:
+    """Whose a clip in a batch is."""
+
+    video: OpenVideo
+    tries: int
+    clip: dict[str, Any]
+    """Fields of its ``EncodedClip`` but the tokens."""
+
+
+class _Budget:
+    """Bytes that may be held; one item larger than all of it passes alone."""
+
+    def __init__(self, limit: int, max_items: int) -> None:
+        self._limit, self._max_items = limit, max_items
+        self._used, self._items = 0, 0
+        self._changed = threading.Condition()
+
+    def take(self, size: int, stopped: threading.Event) -> None:
+        with self._changed:
+            while self._items and (
+                self._used + size > self._limit or self._items >= self._max_items
+            ):
+                if stopped.is_set():
+                    raise WorkerLost("worker", "closed")
+                self._changed.wait(0.5)
+            self._used, self._items = self._used + size, self._items + 1
+
+    def give_back(self, size: int) -> None:
+        with self._changed:
+            self._used, self._items = self._used - size, self._items - 1
+            self._changed.notify_all()
+
+
+class Worker:
+    """Runs shards; ``run_shard`` may be called from several threads at once."""
+
+    def __init__(self, spec: WorkerSpec, encoder: Encoder | None = None) -> None:
+        """Load the model and start the decoder children.
+
+        Args:
+            spec: everything it needs to know.
+            encoder: instead of the VidTok encoder of ``spec``.
+        """
+        self.spec = spec
+        self._encoder: Encoder = encoder or ClipEncoder(spec.encoder)
+        self.storage = Storage(spec.output_root, spec.output_options)
+        check_numerics(self.storage, self._encoder.numerics, strict=spec.strict_numerics)
+        self._temporary = tempfile.TemporaryDirectory(prefix="vidtok-")
+        self._scratch = self.storage.scratch(Path(self._temporary.name))
+        self._pool = DecodePool(num_children=spec.decoders, plan=spec.plan, limits=spec.limits)
+        self._batcher: Batcher[_Tag] = Batcher(spec.encoder.batch_clips, spec.encoder.clip_shape)
+        self._batches: queue.Queue[Batch[_Tag] | None] = queue.Queue(maxsize=1)
+        self._budget = _Budget(spec.read_ahead_bytes, MAX_OPEN_VIDEOS)
+        self._tickets = itertools.count()
+        self._decoding: dict[int, OpenVideo] = {}
+        self._num_readers = 0
+        self._changed = threading.Condition()
+        self._stopped = threading.Event()
+        self._broken: BaseException | None = None
+        self.counters = Counters()
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(step,), name=step.__name__, daemon=True)
+            for step in (self._collect, self._encode)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def run_shard(self, task: ShardTask) -> list[Receipt]:
+        """Turn what is left of a shard into committed segments.
+
+        Returns:
+            The receipts that hold, of this attempt or of a faster one; the last one is final.
+
+        Raises:
+            ShardError: this attempt failed; committed segments stay.
+            RunError: no attempt can succeed.
+        """
+        shard = task.shard
+        source = source_of(shard, self.spec.input_options)
+        if task.source is not None and source != task.source:
+            raise ShardError(
+                shard.name, f"{shard.url} has changed since its first segments were made"
+            )
+        writer = SegmentWriter(
+            task,
+            source=source,
+            storage=self.storage,
+            scratch=self._scratch,
+            rules=self.spec.commit_rules,
+            token_format=self.spec.encoder.token_format,
+            numerics=self._encoder.numerics,
+            on_commit=self._count,
+        )
+        reading = _Reading(self, task)
+        with self._changed:
+            self._num_readers += 1
+        reading.start()
+        try:
+            while (video := self._next_done(reading, writer)) is not None:
+                writer.add(video)
+            assert reading.end is not None
+            writer.finish(reading.end.offset, reading.end.cut)
+        finally:
+            reading.abandoned.set()
+        return writer.receipts
+
+    def close(self) -> None:
+        """Stop the threads and the children; open ``run_shard`` calls raise."""
+        self._stopped.set()
+        with self._changed:
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=60)
+        self._pool.close()
+        self._temporary.cleanup()
+        if self.storage.is_local and self._scratch.exists() and not any(self._scratch.iterdir()):
+            self._scratch.rmdir()
+
+    def _count(self, receipt: Receipt) -> None:
+        with self._changed:
+            counters = self.counters
+            counters.videos += receipt.videos
+            counters.clips += receipt.rows
+            counters.quarantined += len(receipt.quarantined)
+            counters.filtered += sum(receipt.filtered.values())
+            counters.segments += 1
+            counters.tokens_bytes += receipt.part_bytes
+            counters.source_bytes += receipt.end_offset - receipt.start_offset
+            counters.source_seconds += receipt.timings["source_seconds"]
+            counters.decode_cpu_seconds += receipt.timings["decode_cpu_seconds"]
+
+    def snapshot(self) -> dict[str, float]:
+        """The counters as they stand."""
+        with self._changed:
+            self.counters.decoder_restarts = self._pool.num_restarts
+            return asdict(self.counters)
+
+    def _next_done(self, reading: _Reading, writer: SegmentWriter) -> OpenVideo | None:
+        """The shard's next video in input order, done; None after the last one."""
+        while True:
+            with self._changed:
+                if self._broken is not None:
+                    raise WorkerLost(
+                        reading.task.shard.name, f"worker failed: {self._broken!r}"
+                    ) from (self._broken)
+                if self._stopped.is_set():
+                    raise WorkerLost(reading.task.shard.name, "the worker was closed")
+                if reading.failure is not None:
+                    raise reading.failure
+                if reading.videos and reading.videos[0].is_done:
+                    return reading.videos.popleft()
+                if reading.end is not None and not reading.videos:
+                    return None
+                if self._changed.wait(timeout=max(0.01, min(5.0, writer.seconds_to_commit))):
+                    continue
+            if writer.seconds_to_commit == 0:
+                writer.commit_due()
+
+    # --- threads that all shards share -------------------------------------------------------
+
+    def _guarded(self, step: Any) -> None:
+        """Run a thread's loop; what it raises ends every open shard."""
+        try:
+            step()
+        except BaseException as error:
+            logger.exception("worker thread %s failed", step.__name__)
+            with self._changed:
+                self._broken = error
+                self._changed.notify_all()
+            self._stopped.set()
+
+    def submit(self, video: OpenVideo) -> None:
+        """Hand a video to the decoders; waits while too much is in hand."""
+        self._budget.take(len(video.original), self._stopped)
+        with self._changed:
+            ticket = next(self._tickets)
+            self._decoding[ticket] = video
+        self._pool.submit(ticket, video.original)
+
+    def reader_ended(self) -> None:
+        """A shard's reader supplies nothing more."""
+        with self._changed:
+            self._num_readers -= 1
+            self._changed.notify_all()
+
+    def _collect(self) -> None:
+        """Take clips from the decoders into batches; flush when nobody can supply another clip."""
+        while not self._stopped.is_set():
+            event = self._pool.next_event(0.1)
+            if isinstance(event, ClipDecoded):
+                try:
+                    video = self._decoding[event.ticket]
+                    tag = _Tag(video, video.tries, _without_pixels(event.clip))
+                    batch = self._batcher.add(tag, event.clip.frames)
+                finally:
+                    event.release()
+                self._hand_over(batch)
+            elif isinstance(event, VideoRetried):
+                with self._changed:
+                    video = self._decoding[event.ticket]
+                    video.tries += 1
+                    video.clips.clear()
+            elif event is not None:
+                self._end_of_video(event)
+            with self._changed:
+                starving = not self._decoding and not self._num_readers
+            if starving:
+                self._hand_over(self._batcher.flush())
+
+    def _end_of_video(self, event: VideoDecoded | VideoFailed) -> None:
+        with self._changed:
+            video = self._decoding.pop(event.ticket)
+            size = len(video.original)
+            if isinstance(event, VideoDecoded):
+                video.summary = event.summary
+                video.original = b""
+            else:
+                video.failure = VideoError(event.reason, event.message)
+                video.clips.clear()
+            self._changed.notify_all()
+        self._budget.give_back(size)
+
+    def _hand_over(self, batch: Batch[_Tag] | None) -> None:
+        while batch is not None and not self._stopped.is_set():
+            try:
+                self._batches.put(batch, timeout=0.5)
+            except queue.Full:
+                continue
+            return
+
+    def _encode(self) -> None:
+        """Encode batches as they come and hand each clip's tokens to its video."""
+        while not self._stopped.is_set():
+            began = time.monotonic()
+            try:
+                batch = self._batches.get(timeout=0.1)
+            except queue.Empty:
+                batch = None
+            waited = time.monotonic() - began
+            with self._changed:
+                if self._num_readers or self._decoding or batch is not None:
+                    self.counters.starved_seconds += waited
+            if batch is None:
+                continue
+            began = time.monotonic()
+            tokens = self._encoder.encode(batch.frames, len(batch.tags))
+            with self._changed:
+                self.counters.encode_seconds += time.monotonic() - began
+                for tag, packed in zip(batch.tags, tokens, strict=True):
+                    if tag.tries == tag.video.tries and tag.video.failure is None:
+                        clip = EncodedClip(
+                            **tag.clip, token_shape=self._encoder.token_shape, tokens=packed
+                        )
+                        tag.video.clips[clip.fps, clip.clip_index] = clip
+                self._changed.notify_all()
+
+
+def check_numerics(storage: Storage, numerics: Mapping[str, Any], *, strict: bool) -> None:
+    """Compare with the environment of the first worker that ever wrote to this OUT.
+
+    Raises:
+        RunError: they differ, and ``numerics=strict``.
+    """
+    name = "numerics.json"
+    if storage.put_if_absent(name, json.dumps(dict(numerics), indent=1).encode()):
+        return
+    differing = differences(json.loads(storage.read(name)), numerics)
+    if not differing:
+        return
+    changes = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in differing.items())
+    text = f"{storage} holds tokens of another numeric environment: {changes}"
+    if strict:
+        raise RunError(f"{text}; refused by numerics=strict")
+    logger.warning("%s; tokens may differ in the last bits", text)
+
+
+class _Reading(threading.Thread):
+    """The reader thread of one open shard, and what it has read so far, in order."""
+
+    def __init__(self, worker: Worker, task: ShardTask) -> None:
+        super().__init__(name=f"read {task.shard.name}", daemon=True)
+        self.worker, self.task = worker, task
+        self.videos: deque[OpenVideo] = deque()
+        self.end: ShardEnd | None = None
+        self.failure: BaseException | None = None
+        self.abandoned = threading.Event()
+
+    def run(self) -> None:
+        """Read to the end of the shard, as fast as the worker's budget lets through."""
+        try:
+            self._read()
+        except BaseException as error:  # noqa: BLE001 (raised again in run_shard)
+            self.failure = error
+        finally:
+            self.worker.reader_ended()
+
+    def _read(self) -> None:
+        task, worker = self.task, self.worker
+        items = read_shard(
+            task.shard,
+            rules=worker.spec.read_rules,
+            options=worker.spec.input_options,
+            start_offset=task.start_offset,
+            seen=set(task.seen),
+        )
+        for item in items:
+            if self.abandoned.is_set():
+                return
+            if isinstance(item, ShardEnd):
+                self.end = item
+                return
+            video = OpenVideo(
+                sample=replace(item, video=b""), original=item.video, failure=item.defect
+            )
+            self.videos.append(video)
+            if item.defect is None:
+                worker.submit(video)
+
+
+def _without_pixels(clip: Clip) -> dict[str, Any]:
+    """The frames are a view into a decoder's ring and must not be kept."""
+    height, width = clip.frames.shape[1:3]
+    return {
+        "fps": clip.fps,
+        "clip_index": clip.clip_index,
+        "start_seconds": clip.start_seconds,
+        "end_seconds": clip.end_seconds,
+        "frame_seconds": clip.frame_seconds,
+        "bucket": f"{height}x{width}",
+    }
