@@ -1,0 +1,1 @@
+"""Hydra configuration of all commands: YAML values only, no code."""

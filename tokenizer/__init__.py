@@ -1,0 +1,100 @@
+"""VidTok video tokenizers as a library: names to models, video to tokens and back.
+
+The names below are loaded on first use: configurations can be listed and read without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizer.checkpoint import CheckpointInfo, checkpoint_digest, load_tokenizer
+    from tokenizer.config import (
+        NormKind,
+        PadMode,
+        Precision,
+        QuantizerConfig,
+        QuantizerKind,
+        TokenizerConfig,
+        Version,
+    )
+    from tokenizer.errors import (
+        BadWeights,
+        CheckpointError,
+        CheckpointMismatch,
+        ConfigError,
+        DtypeError,
+        IndexRangeError,
+        InputError,
+        MissingCheckpoint,
+        MissingPart,
+        NonFiniteError,
+        RangeError,
+        ShapeError,
+        TokenizerError,
+        UnknownName,
+        UnreadableCheckpoint,
+    )
+    from tokenizer.model import Encoded, VideoTokenizer, build
+    from tokenizer.registry import get_config, list_tokenizers
+
+__all__ = [
+    "BadWeights",
+    "CheckpointError",
+    "CheckpointInfo",
+    "CheckpointMismatch",
+    "ConfigError",
+    "DtypeError",
+    "Encoded",
+    "IndexRangeError",
+    "InputError",
+    "MissingCheckpoint",
+    "MissingPart",
+    "NonFiniteError",
+    "NormKind",
+    "PadMode",
+    "Precision",
+    "QuantizerConfig",
+    "QuantizerKind",
+    "RangeError",
+    "ShapeError",
+    "TokenizerConfig",
+    "TokenizerError",
+    "UnknownName",
+    "UnreadableCheckpoint",
+    "Version",
+    "VideoTokenizer",
+    "build",
+    "checkpoint_digest",
+    "get_config",
+    "list_tokenizers",
+    "load_tokenizer",
+]
+
+_MODULES = {
+    "checkpoint": ("CheckpointInfo", "checkpoint_digest", "load_tokenizer"),
+    "config": (
+        "NormKind",
+        "PadMode",
+        "Precision",
+        "QuantizerConfig",
+        "QuantizerKind",
+        "TokenizerConfig",
+        "Version",
+    ),
+    "model": ("Encoded", "VideoTokenizer", "build"),
+    "registry": ("get_config", "list_tokenizers"),
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'tokenizer' has no attribute {name!r}")
+    modules = (module for module, names in _MODULES.items() if name in names)
+    # What is in none of these modules is an error class.
+    value: object = getattr(import_module(f"tokenizer.{next(modules, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,171 @@
+"""Convolutions over video, for all families: only the padding in time differs.
+
+Everything here takes and returns contiguous ``[B, T, H, W, C]``: channels last, so that a frame
+batch, a time line and the whole volume are views of the same memory in the layout that the
+convolution kernels want. Parameters keep the published shapes.
+"""
+
+# B batch · T H W frames, rows, columns · C channels · O output channels
+# K taps in time · N = B * T frames · P = H * W pixels
+
+import enum
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class TimePadding(enum.Enum):
+    """What a convolution sees where the clip has no frames; the families differ in this."""
+
+    causal_zero = "causal_zero"  # v1.0: zeros before the clip, nothing after
+    causal_replicate = "causal_replicate"  # v1.1: copies of the first frame before the clip
+    symmetric_zero = "symmetric_zero"  # non-causal: zeros on both sides
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether padding is at the front only."""
+        return self is not TimePadding.symmetric_zero
+
+    def sides(self, kernel: int, stride: int) -> tuple[int, int]:
+        """Frames to add before and after a clip, for one convolution."""
+        total = kernel - stride
+        if self.is_causal:
+            return total, 0
+        return total // 2, total - total // 2
+
+    def pad(self, x_BTHWC: Tensor, front: int, back: int) -> Tensor:
+        """Add ``front`` and ``back`` frames; the back is always zeros."""
+        if front == 0 and back == 0:
+            return x_BTHWC
+        if self is not TimePadding.causal_replicate:
+            return F.pad(x_BTHWC, (0, 0, 0, 0, 0, 0, front, back))
+        first_BTHWC = x_BTHWC[:, :1].expand(-1, front, -1, -1, -1)
+        return torch.cat([first_BTHWC, x_BTHWC], dim=1)
+
+
+class FrameConv(nn.Conv2d):
+    """2D convolution of every frame; odd kernels keep the size unless told otherwise."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int = 3, *, halve: bool = False
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel,
+            stride=2 if halve else 1,
+            padding=0 if halve else kernel // 2,
+        )
+
+    def forward(self, x_BTHWC: Tensor) -> Tensor:
+        """``[B, T, H, W, C]`` -> ``[B, T, H, W, O]``."""
+        y_NOHW = super().forward(_frames(x_BTHWC))
+        return _clips(y_NOHW, num_clips=x_BTHWC.shape[0])
+
+
+class TimeConv(nn.Conv1d):
+    """1D convolution with kernel 3 along the time line of every pixel, C -> C."""
+
+    def __init__(self, channels: int, padding: TimePadding) -> None:
+        super().__init__(channels, channels, 3)
+        self.time_padding = padding
+        self.sides = padding.sides(kernel=3, stride=1)
+
+    def forward(self, x_BTHWC: Tensor) -> Tensor:
+        """``[B, T, H, W, C]`` -> the same shape."""
+        B, T, H, W, C = x_BTHWC.shape
+        x_BTHWC = self.time_padding.pad(x_BTHWC, *self.sides)
+        # As a (3, 1) convolution of a picture with T rows and H * W columns: no transposed copy.
+        y_BCTP = F.conv2d(
+            x_BTHWC.reshape(B, -1, H * W, C).permute(0, 3, 1, 2),
+            self.weight[..., None],
+            self.bias,
+        )
+        return y_BCTP.permute(0, 2, 3, 1).reshape(B, T, H, W, C)
+
+
+class VolumeConv(nn.Conv3d):
+    """3D convolution with a cubic kernel that keeps height and width."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        padding: TimePadding,
+        *,
+        kernel: int = 3,
+        time_stride: int = 1,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride=(time_stride, 1, 1))
+        self.time_padding = padding
+        self.sides = padding.sides(kernel, time_stride)
+
+    def forward(self, x_BTHWC: Tensor) -> Tensor:
+        """``[B, T, H, W, C]`` -> ``[B, T', H, W, O]``."""
+        x_BTHWC = self.time_padding.pad(x_BTHWC, *self.sides)
+        if self.in_channels < 8:
+            return self._few_channels(x_BTHWC)
+        side = self.kernel_size[1] // 2
+        y_BOTHW = F.conv3d(
+            x_BTHWC.permute(0, 4, 1, 2, 3),
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=(0, side, side),
+        )
+        return y_BOTHW.permute(0, 2, 3, 4, 1).contiguous()
+
+    def _few_channels(self, x_BTHWC: Tensor) -> Tensor:
+        """Same sum with the K taps in time laid side by side as channels of a 2D convolution.
+
+        3D kernels are slow for the 3 colours and the few latent channels.
+        """
+        out_channels, C, K, size, _ = self.weight.shape
+        T = x_BTHWC.shape[1] - K + 1
+        taps_BTHWC = torch.cat([x_BTHWC[:, k : k + T] for k in range(K)], dim=-1)
+        weight_OCHW = self.weight.transpose(1, 2).reshape(out_channels, K * C, size, size)
+        y_NOHW = F.conv2d(_frames(taps_BTHWC), weight_OCHW, self.bias, padding=size // 2)
+        return _clips(y_NOHW, num_clips=x_BTHWC.shape[0])
+
+
+class CausalConv(nn.Module):
+    """Only adds the ``conv`` part that the published parameter names of causal models have."""
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x_BTHWC: Tensor) -> Tensor:
+        """Calls the convolution."""
+        return cast(Tensor, self.conv(x_BTHWC))
+
+
+def time_conv(channels: int, padding: TimePadding) -> nn.Module:
+    """TimeConv under the parameter names of its family."""
+    conv = TimeConv(channels, padding)
+    return CausalConv(conv) if padding.is_causal else conv
+
+
+def volume_conv(
+    in_channels: int,
+    out_channels: int,
+    padding: TimePadding,
+    *,
+    kernel: int = 3,
+    time_stride: int = 1,
+) -> nn.Module:
+    """VolumeConv under the parameter names of its family."""
+    conv = VolumeConv(in_channels, out_channels, padding, kernel=kernel, time_stride=time_stride)
+    return CausalConv(conv) if padding.is_causal else conv
+
+
+def _frames(x_BTHWC: Tensor) -> Tensor:
+    """View as a batch of frames [N, C, H, W] in channels-last memory."""
+    return x_BTHWC.flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def _clips(x_NCHW: Tensor, num_clips: int) -> Tensor:
+    x_NHWC = x_NCHW.permute(0, 2, 3, 1)
+    return x_NHWC.reshape(num_clips, -1, *x_NHWC.shape[1:])

@@ -1,0 +1,1 @@
+"""Bottlenecks: what turns the encoder's output into tokens."""
