@@ -1,0 +1,71 @@
+"""A decoder child that does what the first bytes of the "video" say, for the tests of the pool.
+
+Run by the pool as ``python -m tests.pipeline.decode_trouble``; everything but the decoding is the
+real child.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.decode_child import main
+from pipeline.errors import VideoError
+from pipeline.records import Clip, DecodeSummary, SourceInfo
+
+SOURCE = SourceInfo(
+    width=8, height=8, fps=8.0, num_frames=17, duration_seconds=2.0, codec="x", pixel_format="y"
+)
+
+
+def decode(data, plan, limits, on_progress, new_frames):
+    """``clips=N`` clips with their number in every pixel, then the trouble that is asked for."""
+    command = data.decode()
+    for index in range(int(re.search(r"clips=(\d+)|$", command).group(1) or 0)):
+        on_progress()
+        frames = new_frames()
+        frames[:] = index
+        yield Clip(
+            fps=plan.fps[0],
+            clip_index=index,
+            start_seconds=index / 3,
+            end_seconds=index + 1.0,
+            frame_seconds=(0.1,) * plan.clip_frames,
+            frames=frames,
+        )
+    if once := re.search(r"once=(\S+)", command):
+        marker = Path(once.group(1))
+        if marker.exists():
+            command = ""
+        marker.touch()
+    if "segfault" in command:
+        ctypes.string_at(0)
+    if "exit" in command:
+        os.write(2, b"goodbye from the child")
+        os._exit(3)
+    if "raise" in command:
+        raise AssertionError("a bug in the decoder")
+    if "refuse" in command:
+        raise VideoError("decode_error", "not today")
+    if "spin" in command:
+        ctypes.PyDLL(None).sleep(1000)  # the GIL stays held
+    if "slow" in command:
+        for _ in range(12):
+            time.sleep(0.1)
+            on_progress()
+    if "allocate" in command:
+        kept = [np.ones(1 << 24, np.uint8) for _ in itertools.repeat(0, 64)]
+        kept.clear()
+    if "keep" in command:
+        decode.leak = np.ones(64 << 20, np.uint8)
+    yield DecodeSummary(source=SOURCE, num_clips={plan.fps[0]: 1}, filtered={}, decode_seconds=0.5)
+
+
+if __name__ == "__main__":
+    main(decode)
