@@ -128,9 +128,8 @@ class RayWorkers:
             # shards, and one call each for counters and closing
             "max_concurrency": open_shards + 2,
         }
-        reference = ray.put(spec)
         self._actors = [
-            _Actor(_actor_class.options(**options).remote(reference)) for _ in range(num_workers)
+            _Actor(_actor_class.options(**options).remote(spec)) for _ in range(num_workers)
         ]
         self._running: dict[Any, tuple[_Actor, ShardTask]] = {}
         self._starting = {actor.handle.ready.remote(): actor for actor in self._actors}
@@ -193,8 +192,16 @@ class RayWorkers:
             cause = error.cause if isinstance(error.cause, BaseException) else error
             return Finished(task=task, error=cause)
 
-    def counters(self) -> dict[str, float]:
-        """Sums over all actors, as of their last answers."""
+    def counters(self, *, wait_seconds: float = 0.0) -> dict[str, float]:
+        """Sums over all actors, as of their last answers, or of answers waited for."""
+        if wait_seconds:
+            fresh = [actor.handle.counters.remote() for actor in self._actors if actor.is_ready]
+            ready, _ = ray.wait(fresh, num_returns=len(fresh), timeout=wait_seconds)
+            for actor, reference in zip(
+                (a for a in self._actors if a.is_ready), fresh, strict=True
+            ):
+                if reference in ready:
+                    actor.asked = reference
         for actor in self._actors:
             if not actor.is_ready:
                 continue
@@ -208,13 +215,6 @@ class RayWorkers:
                     logger.debug("no counters: %s", error)
             actor.asked = actor.handle.counters.remote()
         return _sum([part for actor in self._actors for part in (actor.counters, actor.lost)])
-
-    def final_counters(self) -> dict[str, float]:
-        """Like ``counters``, but waits for fresh answers."""
-        self.counters()
-        asked = [actor.asked for actor in self._actors if actor.asked is not None]
-        ray.wait(asked, num_returns=len(asked), timeout=10)
-        return self.counters()
 
     def close(self) -> None:
         """Close the workers, and Ray."""

@@ -49,8 +49,8 @@ class InlineWorkers:
             ended.append(self._finished.get())
         return ended
 
-    def counters(self) -> dict[str, float]:
-        """The worker's."""
+    def counters(self, *, wait_seconds: float = 0.0) -> dict[str, float]:
+        """The worker's; always fresh."""
         return self._worker.snapshot()
 
     def close(self) -> None:

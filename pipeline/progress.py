@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from pipeline.fingerprint import canonical_json
+from pipeline.manifest import Receipt
 from pipeline.schedule import Tally
 
 PLAIN_SECONDS = 10.0
@@ -110,30 +112,38 @@ def bottleneck(counters: Mapping[str, float]) -> str:
     return f"{name} (the encoder waited for decoding {share:.0%} of the time)"
 
 
-def summary(tally: Tally, *, reasons: Mapping[str, int], cut: Mapping[str, str], root: str) -> str:
-    """The lines that a run ends with."""
-    now_done, elapsed = tally.counters, time.monotonic() - tally.began
-    clips = now_done.get("clips", 0.0)
+def summary(tally: Tally, receipts: Sequence[Receipt], *, root: str) -> str:
+    """The lines that a run ends with; all that is committed is counted from its receipts."""
+    elapsed = time.monotonic() - tally.began
+    cut = {receipt.shard: receipt.cut_reason for receipt in receipts if not receipt.complete}
+    reasons = Counter(video["reason"] for receipt in receipts for video in receipt.quarantined)
+    filtered: Counter[str] = Counter()
+    for receipt in receipts:
+        filtered.update(receipt.filtered)
+    videos, clips = (sum(r.videos for r in receipts), sum(r.rows for r in receipts))
     lines = [
-        f"shards {tally.done_shards}/{tally.num_shards} final, {len(cut)} cut, "
-        f"{len(tally.failed)} failed"
+        f"shards: {tally.done_shards} of {tally.num_shards} final, {len(cut)} of them cut, "
+        f"{len(tally.failed)} failed",
+        f"videos: {videos:,}, clips: {clips:,}, filtered: {filtered.total():,}{_counts(filtered)}, "
+        f"quarantined: {reasons.total():,}{_counts(reasons)}",
     ]
-    done = {
-        key: int(tally.before.get(key, 0) + now_done.get(key, 0))
-        for key in ("videos", "clips", "filtered", "quarantined")
-    }
-    text = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
-    lines.append(
-        f"{done['videos']:,} videos gave {done['clips']:,} clips; {done['filtered']:,} filtered; "
-        f"{done['quarantined']:,} quarantined{f' ({text})' if text else ''}"
-    )
-    if clips:
+    new = clips - tally.before.get("clips", 0)
+    if new:
+        seconds = tally.counters.get("source_seconds", 0.0)
         lines.append(
-            f"this run: {clips:,.0f} clips in {duration(elapsed)}, {clips / elapsed:.2f} clips/s, "
-            f"{now_done.get('source_seconds', 0.0) / elapsed:.1f} s of video per second; "
-            f"bottleneck: {bottleneck(now_done)}"
+            f"this run: {new:,.0f} clips in {duration(elapsed)}, {new / elapsed:.2f} clips/s, "
+            f"{seconds / elapsed:.1f} s of video per second; "
+            f"bottleneck: {bottleneck(tally.counters)}"
         )
+    environments = {canonical_json(receipt.numerics) for receipt in receipts}
+    if len(environments) > 1:
+        lines.append(f"{len(environments)} numeric environments are mixed")
     lines += [f"cut: {shard}: {reason}" for shard, reason in sorted(cut.items())]
     lines += [f"failed: {shard}: {reason}" for shard, reason in sorted(tally.failed.items())]
     lines.append(f"OUT: {root}")
     return "\n".join(lines)
+
+
+def _counts(reasons: Mapping[str, int]) -> str:
+    text = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
+    return f" ({text})" if text else ""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -223,10 +222,9 @@ def conclude(plan: Plan, tally: Tally, storage: Storage) -> int:
     """Print how the run ended; 0 when every shard is final and complete."""
     names = {shard.name for shard in plan.shards}
     receipts = [receipt for receipt in plan.receipts if receipt.shard in names]
-    reasons = Counter(video["reason"] for receipt in receipts for video in receipt.quarantined)
-    cut = {receipt.shard: receipt.cut_reason or "" for receipt in receipts if not receipt.complete}
-    print(summary(tally, reasons=reasons, cut=cut, root=str(storage)))
-    return 0 if tally.done_shards == tally.num_shards and not cut and not tally.failed else 1
+    print(summary(tally, receipts, root=str(storage)))
+    is_whole = all(receipt.complete for receipt in receipts)
+    return 0 if is_whole and tally.done_shards == tally.num_shards and not tally.failed else 1
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ class Workers(Protocol):
     def wait(self, timeout_seconds: float) -> list[Finished]:
         """Attempts that ended since the last call; may be none."""
 
-    def counters(self) -> dict[str, float]:
-        """Sums of ``worker.Counters`` over all workers."""
+    def counters(self, *, wait_seconds: float = 0.0) -> dict[str, float]:
+        """Sums of ``worker.Counters`` over all workers; waits that long for fresh ones."""
 
     def close(self) -> None:
         """Stop everything that was started."""
@@ -142,7 +142,7 @@ class Scheduler:
                 self._tally.in_flight = in_flight
                 self._report(receipts)
         finally:
-            self._tally.counters = self._workers.counters()
+            self._tally.counters = self._workers.counters(wait_seconds=5.0)
             self._heartbeat(running=False)
 
     def _queue(self, task: ShardTask, delay_seconds: float) -> None:
