@@ -14,9 +14,8 @@ import queue
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,9 @@ from pipeline.decode_pool import ClipDecoded, DecodePool, VideoDecoded, VideoFai
 from pipeline.encode import ClipEncoder, Encoder, EncoderSpec
 from pipeline.errors import RunError, ShardError, VideoError, WorkerLost
 from pipeline.fingerprint import differences
+from pipeline.intake import ByteBudget, ShardReading
 from pipeline.manifest import Receipt
-from pipeline.reader import ReadRules, ShardEnd, read_shard, source_of
+from pipeline.reader import ReadRules, source_of
 from pipeline.records import Clip, ClipPlan, VideoLimits
 from pipeline.segments import CommitRules, EncodedClip, OpenVideo, SegmentWriter, ShardTask
 from pipeline.storage import Storage
@@ -85,30 +85,6 @@ class _Tag:
     """Fields of its ``EncodedClip`` but the tokens."""
 
 
-class _Budget:
-    """Bytes that may be held; one item larger than all of it passes alone."""
-
-    def __init__(self, limit: int, max_items: int) -> None:
-        self._limit, self._max_items = limit, max_items
-        self._used, self._items = 0, 0
-        self._changed = threading.Condition()
-
-    def take(self, size: int, stopped: threading.Event) -> None:
-        with self._changed:
-            while self._items and (
-                self._used + size > self._limit or self._items >= self._max_items
-            ):
-                if stopped.is_set():
-                    raise WorkerLost("worker", "closed")
-                self._changed.wait(0.5)
-            self._used, self._items = self._used + size, self._items + 1
-
-    def give_back(self, size: int) -> None:
-        with self._changed:
-            self._used, self._items = self._used - size, self._items - 1
-            self._changed.notify_all()
-
-
 class Worker:
     """Runs shards; ``run_shard`` may be called from several threads at once."""
 
@@ -119,7 +95,7 @@ class Worker:
             spec: everything it needs to know.
             encoder: instead of the VidTok encoder of ``spec``.
         """
-        self.spec = spec
+        self._spec = spec
         self._encoder: Encoder = encoder or ClipEncoder(spec.encoder)
         self.storage = Storage(spec.output_root, spec.output_options)
         check_numerics(self.storage, self._encoder.numerics, strict=spec.strict_numerics)
@@ -128,7 +104,7 @@ class Worker:
         self._pool = DecodePool(num_children=spec.decoders, plan=spec.plan, limits=spec.limits)
         self._batcher: Batcher[_Tag] = Batcher(spec.encoder.batch_clips, spec.encoder.clip_shape)
         self._batches: queue.Queue[Batch[_Tag] | None] = queue.Queue(maxsize=1)
-        self._budget = _Budget(spec.read_ahead_bytes, MAX_OPEN_VIDEOS)
+        self._budget = ByteBudget(spec.read_ahead_bytes, MAX_OPEN_VIDEOS)
         self._tickets = itertools.count()
         self._decoding: dict[int, OpenVideo] = {}
         self._num_readers = 0
@@ -154,7 +130,7 @@ class Worker:
             RunError: no attempt can succeed.
         """
         shard = task.shard
-        source = source_of(shard, self.spec.input_options)
+        source = source_of(shard, self._spec.input_options)
         if task.source is not None and source != task.source:
             raise ShardError(
                 shard.name, f"{shard.url} has changed since its first segments were made"
@@ -164,12 +140,18 @@ class Worker:
             source=source,
             storage=self.storage,
             scratch=self._scratch,
-            rules=self.spec.commit_rules,
-            token_format=self.spec.encoder.token_format,
+            rules=self._spec.commit_rules,
+            token_format=self._spec.encoder.token_format,
             numerics=self._encoder.numerics,
             on_commit=self._count,
         )
-        reading = _Reading(self, task)
+        reading = ShardReading(
+            task,
+            rules=self._spec.read_rules,
+            options=self._spec.input_options,
+            submit=self._submit,
+            on_end=self._reader_ended,
+        )
         with self._changed:
             self._num_readers += 1
         reading.start()
@@ -213,7 +195,7 @@ class Worker:
             self.counters.decoder_restarts = self._pool.num_restarts
             return asdict(self.counters)
 
-    def _next_done(self, reading: _Reading, writer: SegmentWriter) -> OpenVideo | None:
+    def _next_done(self, reading: ShardReading, writer: SegmentWriter) -> OpenVideo | None:
         """The shard's next video in input order, done; None after the last one."""
         while True:
             with self._changed:
@@ -247,7 +229,7 @@ class Worker:
                 self._changed.notify_all()
             self._stopped.set()
 
-    def submit(self, video: OpenVideo) -> None:
+    def _submit(self, video: OpenVideo) -> None:
         """Hand a video to the decoders; waits while too much is in hand."""
         self._budget.take(len(video.original), self._stopped)
         with self._changed:
@@ -255,7 +237,7 @@ class Worker:
             self._decoding[ticket] = video
         self._pool.submit(ticket, video.original)
 
-    def reader_ended(self) -> None:
+    def _reader_ended(self) -> None:
         """A shard's reader supplies nothing more."""
         with self._changed:
             self._num_readers -= 1
@@ -350,49 +332,6 @@ def check_numerics(storage: Storage, numerics: Mapping[str, Any], *, strict: boo
     if strict:
         raise RunError(f"{text}; refused by numerics=strict")
     logger.warning("%s; tokens may differ in the last bits", text)
-
-
-class _Reading(threading.Thread):
-    """The reader thread of one open shard, and what it has read so far, in order."""
-
-    def __init__(self, worker: Worker, task: ShardTask) -> None:
-        super().__init__(name=f"read {task.shard.name}", daemon=True)
-        self.worker, self.task = worker, task
-        self.videos: deque[OpenVideo] = deque()
-        self.end: ShardEnd | None = None
-        self.failure: BaseException | None = None
-        self.abandoned = threading.Event()
-
-    def run(self) -> None:
-        """Read to the end of the shard, as fast as the worker's budget lets through."""
-        try:
-            self._read()
-        except BaseException as error:  # noqa: BLE001 (raised again in run_shard)
-            self.failure = error
-        finally:
-            self.worker.reader_ended()
-
-    def _read(self) -> None:
-        task, worker = self.task, self.worker
-        items = read_shard(
-            task.shard,
-            rules=worker.spec.read_rules,
-            options=worker.spec.input_options,
-            start_offset=task.start_offset,
-            seen=set(task.seen),
-        )
-        for item in items:
-            if self.abandoned.is_set():
-                return
-            if isinstance(item, ShardEnd):
-                self.end = item
-                return
-            video = OpenVideo(
-                sample=replace(item, video=b""), original=item.video, failure=item.defect
-            )
-            self.videos.append(video)
-            if item.defect is None:
-                worker.submit(video)
 
 
 def _without_pixels(clip: Clip) -> dict[str, Any]:

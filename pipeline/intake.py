@@ -1,0 +1,105 @@
+"""What comes into a worker: one reader thread per open shard, bounded in bytes over all of them."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from pipeline.errors import WorkerLost
+from pipeline.reader import ReadRules, ShardEnd, read_shard
+from pipeline.segments import OpenVideo, ShardTask
+
+
+class ByteBudget:
+    """Bytes that may be held; one item larger than all of it passes alone."""
+
+    def __init__(self, limit: int, max_items: int) -> None:
+        self._limit, self._max_items = limit, max_items
+        self._used, self._items = 0, 0
+        self._changed = threading.Condition()
+
+    def take(self, size: int, stopped: threading.Event) -> None:
+        """Wait until ``size`` more bytes may be held.
+
+        Raises:
+            WorkerLost: the worker was closed meanwhile.
+        """
+        with self._changed:
+            while self._items and (
+                self._used + size > self._limit or self._items >= self._max_items
+            ):
+                if stopped.is_set():
+                    raise WorkerLost("worker", "closed")
+                self._changed.wait(0.5)
+            self._used, self._items = self._used + size, self._items + 1
+
+    def give_back(self, size: int) -> None:
+        """They are held no longer."""
+        with self._changed:
+            self._used, self._items = self._used - size, self._items - 1
+            self._changed.notify_all()
+
+
+class ShardReading(threading.Thread):
+    """The reader thread of one open shard, and what it has read so far, in order."""
+
+    def __init__(
+        self,
+        task: ShardTask,
+        *,
+        rules: ReadRules,
+        options: Mapping[str, Any],
+        submit: Callable[[OpenVideo], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        """Not started yet.
+
+        Args:
+            task: the shard, and where to begin.
+            rules: what counts as a sample.
+            options: fsspec options.
+            submit: hands a video to the decoders; may block.
+            on_end: called once, when nothing more comes.
+        """
+        super().__init__(name=f"read {task.shard.name}", daemon=True)
+        self.task = task
+        self._rules, self._options = rules, options
+        self._submit, self._on_end = submit, on_end
+        self.videos: deque[OpenVideo] = deque()
+        self.end: ShardEnd | None = None
+        self.failure: BaseException | None = None
+        self.abandoned = threading.Event()
+
+    def run(self) -> None:
+        """Read to the end of the shard, as fast as the worker's budget lets through."""
+        try:
+            self._read()
+        except BaseException as error:  # noqa: BLE001 (raised again in run_shard)
+            self.failure = error
+        finally:
+            self._on_end()
+
+    def _read(self) -> None:
+        task = self.task
+        items = read_shard(
+            task.shard,
+            rules=self._rules,
+            options=self._options,
+            start_offset=task.start_offset,
+            seen=set(task.seen),
+        )
+        for item in items:
+            if self.abandoned.is_set():
+                return
+            if isinstance(item, ShardEnd):
+                self.end = item
+                return
+            video = OpenVideo(
+                sample=replace(item, video=b""), original=item.video, failure=item.defect
+            )
+            self.videos.append(video)
+            if item.defect is None:
+                self._submit(video)
