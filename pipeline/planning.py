@@ -94,8 +94,11 @@ def tally_of(plan: Plan) -> Tally:
         done_shards=sum(state.is_final for state in plan.states.values()),
         failed=plan.missing
         | {name: stale for name in plan.changed if not plan.states[name].is_final},
-        total_bytes=sum(source.size_bytes for source in plan.sources.values()),
-        bytes_before=sum(receipt.end_offset - receipt.start_offset for receipt in receipts),
+        to_cover=sum(
+            (len(task.shard.members) or plan.sources[task.shard.name].size_bytes)
+            - task.start_offset
+            for task in plan.tasks
+        ),
         before={
             "videos": sum(receipt.videos for receipt in receipts),
             "clips": sum(receipt.rows for receipt in receipts),

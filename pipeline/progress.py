@@ -48,8 +48,8 @@ class ProgressLine:
     def show(self, tally: Tally) -> None:
         """Bring the line up to date."""
         now = time.monotonic()
-        clips, seconds = tally.counters.get("clips", 0.0), tally.counters.get("source_bytes", 0.0)
-        self._history.append((now, clips, seconds))
+        clips, covered = tally.counters.get("clips", 0.0), tally.counters.get("covered", 0.0)
+        self._history.append((now, clips, covered))
         while len(self._history) > 2 and now - self._history[0][0] > RATE_SECONDS:
             self._history.popleft()
         line = self.line(tally, now)
@@ -69,8 +69,8 @@ class ProgressLine:
         began, clips, covered = self._history[0]
         elapsed = max(1e-9, now - began)
         rate = (now_done.get("clips", 0.0) - clips) / elapsed
-        covered_rate = (now_done.get("source_bytes", 0.0) - covered) / elapsed
-        left = tally.total_bytes - tally.bytes_before - now_done.get("source_bytes", 0.0)
+        covered_rate = (now_done.get("covered", 0.0) - covered) / elapsed
+        left = tally.to_cover - now_done.get("covered", 0.0)
         eta = f"{duration(left / covered_rate)}" if covered_rate > 0 else "-"
         parts = [
             f"shards {tally.done_shards}/{tally.num_shards}",

@@ -32,6 +32,15 @@ CPU_BATCH_CLIPS, GPU_BATCH_CLIPS = 1, 8
 MAX_DECODERS = 8
 """Default bound on the decoder children of a worker."""
 
+_NOT_THE_MODEL = {
+    "official",
+    "checkpoint_file",
+    "default_checkpoint",
+    "clip_frames",
+    "resolution",
+}
+"""Fields of a tokenizer that change no token by themselves."""
+
 _SECRET = re.compile(r"key|secret|token$|password|credential", re.IGNORECASE)
 
 
@@ -135,7 +144,11 @@ def identity(run: RunConfig, checkpoint_digest: str) -> Identity:
         material=plain(
             {
                 "format_version": FORMAT_VERSION,
-                "tokenizer": asdict(model_config(run)),
+                "tokenizer": {
+                    key: value
+                    for key, value in asdict(model_config(run)).items()
+                    if key not in _NOT_THE_MODEL
+                },
                 "checkpoint_digest": checkpoint_digest,
                 "precision": run.tokenizer.precision.name,
                 "sampling": asdict(clip_plan(run)),

@@ -86,10 +86,8 @@ class Tally:
     """Shards given up in this run, and why."""
     retries: int = 0
     in_flight: int = 0
-    total_bytes: int = 0
-    """Of all sources."""
-    bytes_before: int = 0
-    """Of sources, covered when the run began."""
+    to_cover: int = 0
+    """Bytes of tars, or members of buckets, that were left when the run began."""
     before: dict[str, float] = field(default_factory=dict)
     """Videos, clips and so on that were committed when the run began."""
     counters: dict[str, float] = field(default_factory=dict)

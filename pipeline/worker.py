@@ -64,9 +64,9 @@ class Counters:
     quarantined: int = 0
     filtered: int = 0
     segments: int = 0
-    tokens_bytes: int = 0
-    source_bytes: int = 0
-    """Bytes of tars (members of buckets) covered by segments."""
+    token_bytes: int = 0
+    covered: int = 0
+    """Bytes of tars, or members of buckets, that are done with."""
     source_seconds: float = 0.0
     decode_cpu_seconds: float = 0.0
     encode_seconds: float = 0.0
@@ -143,7 +143,7 @@ class Worker:
             rules=self._spec.commit_rules,
             token_format=self._spec.encoder.token_format,
             numerics=self._encoder.numerics,
-            on_commit=self._count,
+            on_commit=self._count_segment,
         )
         reading = ShardReading(
             task,
@@ -157,6 +157,7 @@ class Worker:
         reading.start()
         try:
             while (video := self._next_done(reading, writer)) is not None:
+                self._count_video(video)
                 writer.add(video)
             assert reading.end is not None
             writer.finish(reading.end.offset, reading.end.cut)
@@ -176,18 +177,24 @@ class Worker:
         if self.storage.is_local and self._scratch.exists() and not any(self._scratch.iterdir()):
             self._scratch.rmdir()
 
-    def _count(self, receipt: Receipt) -> None:
+    def _count_video(self, video: OpenVideo) -> None:
+        """Counted when it is done, so that progress shows between commits."""
+        sample, summary = video.sample, video.summary
         with self._changed:
             counters = self.counters
-            counters.videos += receipt.videos
-            counters.clips += receipt.rows
-            counters.quarantined += len(receipt.quarantined)
-            counters.filtered += sum(receipt.filtered.values())
-            counters.segments += 1
-            counters.tokens_bytes += receipt.part_bytes
-            counters.source_bytes += receipt.end_offset - receipt.start_offset
-            counters.source_seconds += receipt.timings["source_seconds"]
-            counters.decode_cpu_seconds += receipt.timings["decode_cpu_seconds"]
+            counters.videos += 1
+            counters.clips += video.num_clips
+            counters.quarantined += video.failure is not None
+            counters.covered += sample.end_offset - sample.start_offset
+            if summary is not None:
+                counters.filtered += sum(summary.filtered.values())
+                counters.source_seconds += summary.source.duration_seconds
+                counters.decode_cpu_seconds += summary.decode_seconds
+
+    def _count_segment(self, receipt: Receipt) -> None:
+        with self._changed:
+            self.counters.segments += 1
+            self.counters.token_bytes += receipt.part_bytes
 
     def snapshot(self) -> dict[str, float]:
         """The counters as they stand."""
