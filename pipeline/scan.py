@@ -81,6 +81,7 @@ def open_video(data: bytes, limits: VideoLimits) -> InputContainer:
                 "format_whitelist": READABLE_FORMATS,
                 "protocol_whitelist": "none",  # no such protocol: bytes only
             },
+            metadata_errors="replace",
             buffer_size=1 << 18,
         )
     except FFmpegError as error:
@@ -93,12 +94,15 @@ def video_stream(container: InputContainer) -> VideoStream:
     """The first stream of moving pictures; cover art and thumbnails are none.
 
     Raises:
-        VideoError: ``no_video_stream``.
+        VideoError: ``no_video_stream``, or ``decode_error`` where FFmpeg has no decoder for it.
     """
     pictures = Disposition.attached_pic | Disposition.timed_thumbnails
     for stream in container.streams.video:
-        if not stream.disposition & pictures:
-            return stream
+        if stream.disposition & pictures:
+            continue
+        if stream.codec_context is None:
+            raise VideoError("decode_error", f"no decoder for stream {stream.index}")
+        return stream
     kinds = ", ".join(stream.type for stream in container.streams) or "nothing"
     raise VideoError("no_video_stream", f"{container.format.name} file holds {kinds}")
 
@@ -232,9 +236,9 @@ def check_duration(seconds: Fraction | None, limits: VideoLimits) -> None:
 def ffmpeg_max_pixels(limits: VideoLimits) -> str:
     """The bound inside FFmpeg, for sizes that change while a packet is decoded.
 
-    Twice ours: FFmpeg counts rows padded for its own use, and the exact bound is checked by us.
+    Well above ours: FFmpeg counts padded rows, and the exact bound is checked by us.
     """
-    return str(min(2 * limits.pixels, 2**31 - 1))
+    return str(min(2 * limits.pixels + (1 << 20), 2**31 - 1))
 
 
 def describe(error: FFmpegError) -> str:

@@ -139,6 +139,12 @@ def test_long_last_pause_is_no_truncation():
     assert TRUNCATED_SECONDS < 1
 
 
+def test_unknown_codec_is_a_decode_error():
+    reason, message = reason_of(encode(range(9)).replace(b"avc1", b"zzzz"))
+    assert reason == "decode_error"
+    assert "no decoder" in message
+
+
 def test_damaged_packets_are_a_decode_error():
     data = bytearray(encode(range(60), draw=noisy, options={"g": "10"}))
     start = len(data) // 2
@@ -192,7 +198,7 @@ def jpeg(size):
 
 @pytest.mark.parametrize(
     ("size", "reason"),
-    [((72, 72), "too_many_pixels"), ((96, 96), "decode_error")],  # FFmpeg's own bound is twice ours
+    [((72, 72), "too_many_pixels"), ((1200, 1200), "decode_error")],  # the latter by FFmpeg
 )
 def test_pictures_that_grow_in_mid_stream(size, reason):
     data = jpeg((64, 64)) + jpeg(size)
