@@ -22,6 +22,7 @@ class EncoderActor:
             stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
         )
         logging.getLogger("botocore").setLevel(logging.WARNING)
+        logging.getLogger("tokenizer.checkpoint").setLevel(logging.ERROR)
         self._worker = Worker(spec)
 
     def ready(self) -> bool:

@@ -71,6 +71,8 @@ def start_ray(address: str | None) -> Cluster:
         options |= {"include_dashboard": False, "address": "local"}
     else:
         options |= {"address": address}
+    # every local Ray prints four lines about its token; pipeline/README.md tells about it
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
         ray.init(**options)
     except (RayError, ConnectionError, RuntimeError, ValueError, TimeoutError) as error:

@@ -21,6 +21,7 @@ from pipeline.records import ClipPlan, VideoLimits
 from pipeline.schedule import RetryRules
 from pipeline.schema import FORMAT_VERSION, TokenFormat
 from pipeline.segments import CommitRules
+from pipeline.shards import normalise_url
 from pipeline.worker import WorkerSpec
 from tokenizer import QuantizerKind, TokenizerConfig
 
@@ -184,6 +185,12 @@ def plain(value: Any) -> Any:
     return value.name if isinstance(value, enum.Enum) else value
 
 
+def checkpoint_path(run: RunConfig) -> str | None:
+    """``tokenizer.checkpoint``, absolute: workers have another working directory."""
+    checkpoint = run.tokenizer.checkpoint
+    return checkpoint if checkpoint in (None, "random") else normalise_url(str(checkpoint))
+
+
 def token_format(run: RunConfig, weights: CheckpointInfo) -> TokenFormat:
     """What the footer of every part says."""
     quantizer = run.tokenizer.quantizer
@@ -231,7 +238,7 @@ def worker_spec(
     return WorkerSpec(
         encoder=EncoderSpec(
             tokenizer=model_config(run),
-            checkpoint=run.tokenizer.checkpoint,
+            checkpoint=checkpoint_path(run),
             seed=run.tokenizer.seed,
             precision=run.tokenizer.precision.name,
             device=device,
@@ -246,7 +253,7 @@ def worker_spec(
         read_ahead_bytes=run.limits.read_ahead_bytes,
         decoders=encoder.decoders or max(1, min(MAX_DECODERS, spare)),
         commit_rules=commit_rules(run),
-        output_root=run.output.root,
+        output_root=normalise_url(run.output.root),
         output_options=dict(run.output.storage_options),
         input_options=dict(run.dataset.storage_options),
         strict_numerics=run.numerics is Numerics.strict,

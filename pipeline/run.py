@@ -49,6 +49,8 @@ def main() -> None:
 def run_composed(config: DictConfig) -> None:
     """Run one composed configuration; the exit code says whether everything is final and whole."""
     logging.getLogger("botocore").setLevel(logging.WARNING)
+    # print_plan says it once, in a sentence of its own
+    logging.getLogger("tokenizer.checkpoint").setLevel(logging.ERROR)
     try:
         code = execute(compose.to_run_config(config))
     except (PipelineError, TokenizerError) as error:
@@ -114,7 +116,9 @@ def read_weights(run: RunConfig) -> CheckpointInfo:
     from tokenizer import checkpoint_digest  # torch with it
 
     section = run.tokenizer
-    return checkpoint_digest(resolve.model_config(run), section.checkpoint, seed=section.seed)
+    return checkpoint_digest(
+        resolve.model_config(run), resolve.checkpoint_path(run), seed=section.seed
+    )
 
 
 def list_shards(run: RunConfig) -> list[Shard]:

@@ -23,6 +23,8 @@ MAX_SHARDS = 10_000_000
 
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]*://")
 _GLOB = re.compile(r"[*?\[]")
+_COMMENT = re.compile(r"(^|\s)#.*")
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 
 
 class ShardKind(enum.Enum):
@@ -71,7 +73,8 @@ def shard_name(url: str) -> str:
     """
     stem = PurePosixPath(url).name.split(".")[0]
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:60] or "shard"
-    return f"{readable}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+    digest = hashlib.sha256(url.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{readable}-{digest[:12]}"
 
 
 def expand_patterns(
@@ -84,7 +87,7 @@ def expand_patterns(
 
     Args:
         patterns: paths or URLs, with brace ranges (``{000..127}``), globs (``*?[]``), or ``@file``
-            for a text file with one pattern a line (``#`` starts a comment).
+            for a text file with one pattern a line (``#`` after a blank starts a comment).
         list_glob: URLs that match a glob.
         read_lines: lines of a text file.
 
@@ -94,7 +97,8 @@ def expand_patterns(
     found: dict[str, None] = {}
     for pattern in patterns:
         if pattern.startswith("@"):
-            lines = [line.split("#")[0].strip() for line in read_lines(normalise_url(pattern[1:]))]
+            given = read_lines(normalise_url(pattern[1:]))
+            lines = [_COMMENT.sub("", line).strip() for line in given]
             if any(line.startswith("@") for line in lines):
                 raise ConfigError(f"dataset.shards: {pattern} names another @file; one level only")
             inner = expand_patterns(
@@ -109,13 +113,19 @@ def expand_patterns(
                 raise ConfigError(f"dataset.shards: nothing matches {url!r}")
             found.update(dict.fromkeys(urls))
             if len(found) > MAX_SHARDS:
-                raise ConfigError(
-                    f"dataset.shards: {pattern!r} gives more than {MAX_SHARDS:,} shards"
-                )
+                raise _too_many(pattern)
     return list(found)
 
 
+def _too_many(pattern: str) -> ConfigError:
+    return ConfigError(f"dataset.shards: {pattern!r} gives more than {MAX_SHARDS:,} shards")
+
+
 def _braces(pattern: str) -> Iterable[str]:
+    # braceexpand builds every range as a list before it yields the first text
+    for first, last in _RANGE.findall(pattern):
+        if abs(int(last) - int(first)) >= MAX_SHARDS:
+            raise _too_many(pattern)
     try:
         return braceexpand(pattern) if "{" in pattern else [pattern]
     except ValueError as error:
