@@ -23,7 +23,8 @@ def canonical_json(value: Any) -> str:
 
 def digest_of(value: Any) -> str:
     """SHA-256 of ``canonical_json``, as hex."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    # paths that are not UTF-8 hold lone surrogates
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -124,7 +124,8 @@ def clip_id(shard: str, key: str, fps: float, clip_index: int) -> str:
     >>> clip_id("00017-1b3b", "video_3", 8.0, 2)
     '00017-1b3b/video_3@8fps#2'
     """
-    return f"{shard}/{key}@{fps:g}fps#{clip_index}"
+    rate = repr(float(fps)).removesuffix(".0")  # all digits: two rates never share a name
+    return f"{shard}/{key}@{rate}fps#{clip_index}"
 
 
 def arrow_schema(token_bytes: int | None, token_format: TokenFormat) -> pa.Schema:
