@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import ray
 
+from pipeline.errors import WorkerLost
 from pipeline.manifest import Receipt
 from pipeline.segments import ShardTask
 from pipeline.worker import Worker, WorkerSpec
@@ -31,7 +33,14 @@ class EncoderActor:
 
     def run_shard(self, task: ShardTask) -> list[Receipt]:
         """``Worker.run_shard``."""
-        return self._worker.run_shard(task)
+        try:
+            return self._worker.run_shard(task)
+        except WorkerLost:
+            if self._worker.is_broken:
+                # The thread's error is in the log. Only a new process is sure to be whole again
+                # (a GPU context may not be), and Ray starts one.
+                os._exit(1)
+            raise
 
     def counters(self) -> dict[str, float]:
         """``Worker.snapshot``."""

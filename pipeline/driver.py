@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -138,14 +139,18 @@ class RayWorkers:
         self._await_start(START_SECONDS, options)
 
     def _await_start(self, timeout_seconds: float, options: Mapping[str, Any]) -> None:
-        ready, _ = ray.wait(list(self._starting), num_returns=1, timeout=timeout_seconds)
-        if not ready:
+        deadline = time.monotonic() + timeout_seconds
+        while not any(actor.is_ready for actor in self._actors):
+            left = max(0.0, deadline - time.monotonic())
+            ready, _ = ray.wait(list(self._starting), num_returns=1, timeout=left)
+            self._note_started(ready)
+            if ready:
+                continue
             raise RunError(
                 f"no worker started within {timeout_seconds:.0f} s; each asks for "
                 f"num_cpus={options['num_cpus']} num_gpus={options['num_gpus']}; the cluster has "
                 f"{_ray.available_resources()}"
             )
-        self._note_started(ready)
 
     def _note_started(self, references: list[Any]) -> None:
         for reference in references:
@@ -153,8 +158,12 @@ class RayWorkers:
             try:
                 ray.get(reference)
             except (RayError, PipelineError) as error:
-                raise RunError(f"a worker cannot start: {_last_line(error)}") from error
-            actor.is_ready = True
+                self._actors.remove(actor)
+                if not self._actors:
+                    raise RunError(f"no worker can start: {_last_line(error)}") from error
+                logger.error("a worker cannot start, going on without it: %s", _last_line(error))
+            else:
+                actor.is_ready = True
 
     def capacity(self) -> int:
         """Shards that the actors that have started may have open."""
@@ -172,6 +181,7 @@ class RayWorkers:
     def wait(self, timeout_seconds: float) -> list[Finished]:
         """Attempts that ended."""
         if not self._running:
+            time.sleep(timeout_seconds)
             return []
         references = list(self._running)
         ready, _ = ray.wait(references, num_returns=1, timeout=timeout_seconds)

@@ -77,7 +77,7 @@ def storage_errors(place: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        if "bucket" in str(error).lower():
+        if "bucket does not exist" in str(error):  # S3's words; a path may well hold "bucket"
             raise StorageRefused(f"{place}: {error}") from error
         raise
     except (PermissionError, NoCredentialsError, PartialCredentialsError) as error:
@@ -132,7 +132,8 @@ class Storage:
         except (StorageError, FileNotFoundError) as error:
             raise StorageRefused(f"output.root={self.root} cannot be written: {error}") from error
         finally:
-            self.delete(name)
+            with contextlib.suppress(StorageError, StorageRefused):  # what put said is what matters
+                self.delete(name)
         if not first or second:
             raise StorageRefused(f"output.root={self.root}: its conditional create does not hold")
 
@@ -174,17 +175,17 @@ class Storage:
         if not names:
             return {}
         with storage_errors(self.root):
-            found = self._filesystem.cat([self.path(name) for name in names], on_error="return")
-            contents: dict[str, bytes] = {}
-            # cat gives keys without a leading scheme and, for one path, a dict all the same
-            by_path = {self.path(name): name for name in names}
-            for path, content in found.items():
-                if isinstance(content, FileNotFoundError):
-                    continue
-                if isinstance(content, BaseException):
+            # not cat(), which takes brackets in a path for a glob
+            paths = [self.path(name) for name in names]
+            found = self._filesystem.cat_ranges(paths, None, None, on_error="return")
+        contents: dict[str, bytes] = {}
+        for name, content in zip(names, found, strict=True):
+            if isinstance(content, BaseException):
+                with storage_errors(f"{self.root}/{name}"), contextlib.suppress(FileNotFoundError):
                     raise content
-                contents[by_path[path]] = content
-            return contents
+            else:
+                contents[name] = content
+        return contents
 
     def open(self, name: str) -> IO[bytes]:
         """A file opened for reading at any place."""

@@ -165,6 +165,11 @@ class Worker:
             reading.abandoned.set()
         return writer.receipts
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether one of its threads failed, so that no shard can go on here."""
+        return self._broken is not None
+
     def close(self) -> None:
         """Stop the threads and the children; open ``run_shard`` calls raise."""
         self._stopped.set()
@@ -206,6 +211,8 @@ class Worker:
         """The shard's next video in input order, done; None after the last one."""
         while True:
             with self._changed:
+                if isinstance(self._broken, RunError):
+                    raise self._broken
                 if self._broken is not None:
                     raise WorkerLost(
                         reading.task.shard.name, f"worker failed: {self._broken!r}"
