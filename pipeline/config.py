@@ -178,6 +178,11 @@ class OutputConfig:
     storage_options: dict[str, Any] = field(default_factory=dict)
     """fsspec options for OUT; prefer the environment for credentials."""
 
+    def __post_init__(self) -> None:
+        """Check numbers."""
+        if self.row_group_rows < 1:
+            raise ValueError(f"output.row_group_rows must be at least 1, got {self.row_group_rows}")
+
 
 @dataclass(kw_only=True, slots=True)
 class CommitConfig:
@@ -243,6 +248,17 @@ class ClusterConfig:
     """Attempts at a shard before it is given up for this run."""
     retry_seconds: float = 2.0
     """Wait before the second attempt; doubled for each further one, with jitter."""
+
+    def __post_init__(self) -> None:
+        """Check numbers."""
+        for name in ("num_workers", "open_shards", "max_attempts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"cluster.{name} must be at least 1, got {value}")
+        for name in ("cpus_per_worker", "gpus_per_worker"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"cluster.{name} must be positive, got {value}")
 
 
 @dataclass(kw_only=True, slots=True)
