@@ -10,6 +10,7 @@ missing end, for the end of the archive, which would lose the rest in silence.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import tarfile
@@ -27,13 +28,8 @@ READ_BYTES = 8 << 20
 
 _BLOCK = tarfile.BLOCKSIZE
 _SAMPLE_NAME = re.compile(r"^((?:.*/)?[^/.]+)\.([^/]+)$", re.DOTALL)
-_LONG_HEADERS = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-)
 _MAX_LONG_HEADER_BYTES = 1 << 20
+_MAX_HEADER_READS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +94,29 @@ class _TarCut(Exception):
     def __init__(self, offset: int, reason: str) -> None:
         super().__init__(offset, reason)
         self.offset, self.reason = offset, reason
+
+
+class _HeaderSource:
+    """What `tarfile` reads the headers of one member from: whole or not at all, and bounded."""
+
+    def __init__(self, reader: _TarReader, offset: int) -> None:
+        self.reader, self.offset, self.num_reads = reader, offset, 0
+
+    def tell(self) -> int:
+        return self.offset
+
+    def seek(self, offset: int) -> None:
+        self.offset = offset
+
+    def read(self, size: int) -> bytes:
+        self.num_reads += 1
+        if not 0 <= size <= _MAX_LONG_HEADER_BYTES:
+            raise tarfile.HeaderError(f"an extended header of {size:,} bytes")
+        if self.num_reads > _MAX_HEADER_READS:  # tarfile calls itself for each
+            raise tarfile.HeaderError("too many extended headers for one member")
+        data = self.reader.read(self.offset, size)
+        self.offset += len(data)
+        return data
 
 
 def key_digest(key: str) -> bytes:
@@ -198,7 +217,10 @@ class _TarReader:
 
     def members(self, offset: int) -> Iterator[tarfile.TarInfo]:
         """Headers up to the end-of-archive marker, whose place is kept in ``self.end``."""
-        archive: tarfile.TarFile | None = None
+        # Opened on an empty archive, because opening reads a header; headers come from `source`.
+        archive = tarfile.TarFile(
+            fileobj=io.BytesIO(bytes(2 * _BLOCK)), encoding="utf-8", errors="surrogateescape"
+        )
         while True:
             header = self.read(offset, _BLOCK)
             if not header:
@@ -206,31 +228,29 @@ class _TarReader:
             if len(header) < _BLOCK:
                 raise _TarCut(offset, "the archive is cut inside a header")
             if not header.strip(b"\0"):
+                self.check_nothing_follows(offset)
                 self.end = offset
                 return
             try:
-                if header[156:157] in _LONG_HEADERS:
-                    long_bytes = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").size
-                    if not 0 <= long_bytes <= _MAX_LONG_HEADER_BYTES:
-                        raise _TarCut(offset, f"an extended header of {long_bytes:,} bytes")
-                self.file.seek(offset)
-                if archive is None:
-                    # reads one header by itself, hence the seek below
-                    archive = tarfile.TarFile(
-                        fileobj=self.file, mode="r", encoding="utf-8", errors="surrogateescape"
-                    )
-                    self.file.seek(offset)
+                archive.fileobj = _HeaderSource(self, offset)  # type: ignore[assignment]
                 archive.offset = offset
-                with storage_errors(self.shard):
-                    info = tarfile.TarInfo.fromtarfile(archive)
-            except tarfile.TarError as error:
+                info = tarfile.TarInfo.fromtarfile(archive)
+            except (tarfile.TarError, ValueError) as error:
                 raise _TarCut(offset, f"not a tar header ({error})") from error
-            if info.size < 0 or (info.isreg() and info.offset_data + info.size > self.size):
+            data_end = info.offset_data + info.size
+            is_stored = info.isreg() and info.sparse is None  # a sparse size is not what is stored
+            if info.size < 0 or archive.offset <= offset or (is_stored and data_end > self.size):
                 raise _TarCut(
                     offset, f"{info.name!r} says {info.size:,} bytes, the archive ends before that"
                 )
             yield info
             offset = archive.offset
+
+    def check_nothing_follows(self, offset: int) -> None:
+        """The end marker is followed by zeros only; anything else was lost or appended."""
+        for at in range(offset, self.size, READ_BYTES):
+            if self.read(at, READ_BYTES).strip(b"\0"):
+                raise _TarCut(offset, "an empty block, as at the end, but data follow it")
 
     def read(self, offset: int, size: int) -> bytes:
         """Bytes at a place; fewer only where the archive ends."""
@@ -257,10 +277,10 @@ class _TarReader:
         self, key: str, group: Mapping[str, bytes | VideoError | None], begin: int, end: int
     ) -> Sample:
         """Put the members of one key together, or say what is wrong with them."""
-        digest = key_digest(key)
+        printable = key.encode("utf-8", "backslashreplace").decode()
+        digest = key_digest(printable)  # as in receipts, and as clips will be named
         duplicate = digest in self.seen
         self.seen.add(digest)
-        printable = key.encode("utf-8", "backslashreplace").decode()
         if duplicate:
             defect = VideoError("duplicate_key", "an earlier sample of this shard has the same key")
             return Sample(key=printable, start_offset=begin, end_offset=end, defect=defect)
@@ -306,10 +326,11 @@ def _sidecars(text: Any, record: Any, caption_key: str) -> tuple[str | None, str
     try:
         decoded = record.decode("utf-8")
         fields = json.loads(decoded)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        if caption is None and isinstance(fields, dict) and fields.get(caption_key) is not None:
+            # JSON can spell lone surrogates, which no UTF-8 column holds
+            caption = str(fields[caption_key]).encode("utf-8", "replace").decode()
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, numbers without end
         raise VideoError("bad_metadata", f"the .json cannot be read: {error}") from error
-    if caption is None and isinstance(fields, dict) and fields.get(caption_key) is not None:
-        caption = str(fields[caption_key])
     return caption, decoded
 
 
