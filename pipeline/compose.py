@@ -46,7 +46,9 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         match = _TEXT_KEYS.match(argument)
         if match and match[2] and match[2][0] not in "[\"'" and match[2] not in ("null", "???"):
-            value = match[2].replace("\\", "\\\\").replace('"', '\\"')
+            # between quotes a backslash stands for itself, unless a quote follows
+            value = re.sub(r'(\\*)"', r'\1\1\\"', match[2])
+            value += "\\" * (len(value) - len(value.rstrip("\\")))
             argument = f'{match[1]}="{value}"'
         quoted.append(argument)
     return quoted
@@ -90,12 +92,15 @@ def one_line(error: BaseException) -> str:
     texts: list[str] = []
     link: BaseException | None = error
     while link is not None:
-        text = str(link).split("See https://")[0].split("\nSet the environment")[0]
+        text = re.split(r"See https://|\nSet the environment|\nConfig search path", str(link))[0]
         lines = [line.strip() for line in text.splitlines()]
         text = " ".join(
             line
             for line in lines
-            if line and not re.match(r"(full_key|object_type|reference_type)", line)
+            if line
+            and not re.match(
+                r"(full_key|object_type|reference_type|To append to your config)", line
+            )
         )
         if text and not any(text in other for other in texts):
             texts.append(text)
@@ -130,6 +135,8 @@ def to_run_config(config: DictConfig) -> RunConfig:
         run = OmegaConf.to_object(config)
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(one_line(error)) from error
+    except AttributeError as error:  # +section.key=value gets past Hydra
+        raise ConfigError(f"{error}; all keys are listed by --help") from error
     assert isinstance(run, RunConfig)
     dataset, sampling, tokenizer = run.dataset, run.sampling, run.tokenizer
     if dataset.kind is DatasetKind.tar and not shard_patterns(run):
