@@ -179,7 +179,7 @@ class SegmentWriter:
         return max(0.0, self._began + self._rules.max_seconds - time.monotonic())
 
     def add(self, video: OpenVideo) -> None:
-        """Take the next video of the shard, done; commits when enough clips are together."""
+        """Take the next video of the shard, done; commits when clips or time are enough."""
         if video.sample.start_offset < self._start:
             return
         # Nothing else bounds them: a segment may quarantine thousands of videos.
@@ -188,7 +188,7 @@ class SegmentWriter:
         self._ready.append(video)
         self._clips += video.num_clips
         self._original_bytes += len(video.original)
-        if self._clips >= self._rules.max_clips:
+        if self._clips >= self._rules.max_clips or self.seconds_to_commit == 0:
             self.commit_due()
 
     def commit_due(self) -> None:

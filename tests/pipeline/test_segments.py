@@ -67,6 +67,14 @@ def test_a_commit_is_due_after_the_time(storage: Storage) -> None:
     assert writer.seconds_to_commit > 0
 
 
+def test_time_is_up_also_for_a_shard_whose_videos_never_wait(storage: Storage) -> None:
+    writer = segment_writer(storage, max_seconds=0.05)
+    writer.add(video(0, failure="decode"))
+    time.sleep(0.06)
+    writer.add(video(1, failure="decode"))
+    assert ranges(writer.receipts) == [(0, 20)]
+
+
 def test_nothing_is_committed_when_nothing_is_there(storage: Storage) -> None:
     writer = segment_writer(storage)
     writer.commit_due()
