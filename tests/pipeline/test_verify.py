@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import StorageRefused
 from pipeline.manifest import Receipt, load_receipts, publish_manifest
 from pipeline.packing import pack_indices
 from pipeline.storage import Storage
@@ -235,6 +236,21 @@ def test_clean_removes_old_orphans_only(storage: Storage, capsys: Printed) -> No
     assert "removed 1 parts and 1 folders older than 24 h" in out
     assert left(made) == {"young", "young folder", "committed"}
     assert problems(storage, capsys) == []
+
+
+def test_an_out_that_may_not_be_written_is_a_problem_in_one_line(
+    storage: Storage, capsys: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = leave_orphans(storage)
+
+    def refuse(self: Storage, name: str, content: bytes) -> None:
+        raise StorageRefused(f"{self}: access denied")
+
+    monkeypatch.setattr(Storage, "put", refuse)
+    code, out = verify(storage, capsys, "--clean")
+    assert code == 1
+    assert out.splitlines()[-1] == f"problem: {storage}: access denied"
+    assert left(made) == set(made)
 
 
 def beat(storage: Storage, *, running: bool, age_seconds: float) -> None:
