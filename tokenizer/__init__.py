@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         BadWeights,
         CheckpointError,
         CheckpointMismatch,
+        CheckpointUnavailable,
         ConfigError,
         DtypeError,
         IndexRangeError,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         TokenizerError,
         UnknownName,
         UnreadableCheckpoint,
+        WrongDigest,
     )
     from tokenizer.model import Encoded, VideoTokenizer, build
     from tokenizer.registry import get_config, list_tokenizers
@@ -44,6 +46,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointInfo",
     "CheckpointMismatch",
+    "CheckpointUnavailable",
     "ConfigError",
     "DtypeError",
     "Encoded",
@@ -66,6 +69,7 @@ __all__ = [
     "UnreadableCheckpoint",
     "Version",
     "VideoTokenizer",
+    "WrongDigest",
     "build",
     "checkpoint_digest",
     "decode_flops",

@@ -20,12 +20,14 @@ from tokenizer.errors import (
     MissingCheckpoint,
     UnreadableCheckpoint,
 )
+from tokenizer.fetch import fetch, without_secrets
 from tokenizer.model import VideoTokenizer, make_quantizer, parse_precision
 from tokenizer.registry import get_config, list_tokenizers
 
 logger = logging.getLogger(__name__)
 
 RANDOM = "random"
+AUTO = "auto"
 IGNORED_PREFIXES = ("loss.", "model_ema.")
 """Parts of a training checkpoint that encoding and decoding do not need."""
 
@@ -49,7 +51,7 @@ class CheckpointInfo:
     """Where the weights of a model come from."""
 
     source: str
-    """Path as given, or ``random``."""
+    """Path or URL as given (``auto``: that of the published file), or ``random``."""
     digest: str
     """SHA-256 (hex) over the encoder and decoder tensors, equal for .ckpt and .safetensors."""
     num_ignored: int = 0
@@ -76,7 +78,8 @@ def load_tokenizer(
 
     Args:
         name: name of a tokenizer, or a complete configuration.
-        checkpoint: path of a .ckpt or .safetensors file, or "random"; None takes
+        checkpoint: path or URL of a .ckpt or .safetensors file, with or without
+            ``@sha256:<hex>`` (see ``fetch``); "auto" for the published file; "random"; None takes
             ``config.default_checkpoint``.
         device: where the model shall be.
         precision: fp32 or bf16.
@@ -87,7 +90,8 @@ def load_tokenizer(
     Raises:
         UnknownName: no such tokenizer, override or precision.
         ConfigError: overrides that contradict each other.
-        CheckpointError: no checkpoint, or one that is unreadable, for another model, or broken.
+        CheckpointError: no checkpoint, or one that is out of reach, unreadable, for another
+            model, or broken.
     """
     precision = parse_precision(precision)
     if isinstance(name, str):
@@ -116,7 +120,8 @@ def checkpoint_digest(
     """Check a checkpoint and name it, as ``load_tokenizer`` would, without keeping a model.
 
     Raises:
-        CheckpointError: no checkpoint, or one that is unreadable, for another model, or broken.
+        CheckpointError: no checkpoint, or one that is out of reach, unreadable, for another
+            model, or broken.
     """
     return _weights(config, checkpoint, seed)[1]
 
@@ -126,6 +131,8 @@ def _weights(
 ) -> tuple[dict[str, Tensor], CheckpointInfo]:
     """Verified encoder and decoder tensors on the CPU, and where they come from."""
     source = str(checkpoint) if checkpoint is not None else config.default_checkpoint
+    if source == AUTO:
+        source = config.checkpoint_url
     if source is None:
         raise MissingCheckpoint(config.name, config.checkpoint_url)
     if source == RANDOM:
@@ -135,7 +142,8 @@ def _weights(
             "tokenizer %s has RANDOM weights (seed %d): for dry runs only", config.name, seed
         )
         return tensors, info
-    every = _read(Path(source))
+    path, source = fetch(source), without_secrets(source)
+    every = _read(path)
     ignored = [key for key in every if key.startswith(IGNORED_PREFIXES)]
     tensors = {key: tensor for key, tensor in every.items() if key not in set(ignored)}
     _check_fit(config, source, tensors)

@@ -8,9 +8,10 @@ the message in ``__str__``, so that they survive pickling (process pools, Ray)::
       UnknownName       no tokenizer, override, precision or part of that name
       InputError             the tensor given to encode or decode
         ShapeError · DtypeError · RangeError · NonFiniteError · IndexRangeError
-      MissingPart       decode on a model loaded without its decoder, indices from a KL model
+      MissingPart       decode without a decoder, indices of a KL model, streams if not causal
       CheckpointError        the weights
-        MissingCheckpoint · UnreadableCheckpoint · CheckpointMismatch · BadWeights
+        MissingCheckpoint · CheckpointUnavailable · WrongDigest
+        UnreadableCheckpoint · CheckpointMismatch · BadWeights
 """
 
 import difflib
@@ -77,7 +78,7 @@ class IndexRangeError(InputError):
 
 
 class MissingPart(TokenizerError):
-    """The model has no such part: decoder not loaded, or no indices in a continuous model."""
+    """The model cannot do this: decoder not loaded, no indices (KL), no streams (not causal)."""
 
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(name, problem)
@@ -100,13 +101,42 @@ class MissingCheckpoint(CheckpointError):
 
     def __str__(self) -> str:
         source = (
-            f"download {self.url} and give its path as checkpoint"
+            f"give checkpoint=auto to fetch {self.url}, or the path of that file"
             if self.url
             else "give the path of a .ckpt or .safetensors file as checkpoint"
         )
         return (
             f"tokenizer {self.name!r} needs a checkpoint: {source}, "
             "or use checkpoint=random for a dry run"
+        )
+
+
+class CheckpointUnavailable(CheckpointError):
+    """A checkpoint could not be fetched; says what to get, and where to put it by hand."""
+
+    def __init__(self, source: str, reason: str, address: str, path: str) -> None:
+        super().__init__(source, reason, address, path)
+        self.source, self.reason, self.address, self.path = source, reason, address, path
+
+    def __str__(self) -> str:
+        return (
+            f"cannot fetch checkpoint {self.source}: {self.reason}; where there is a network, get "
+            f"{self.address} and put it at {self.path} of this machine, or anywhere and "
+            "give its path as checkpoint"
+        )
+
+
+class WrongDigest(CheckpointError):
+    """A checkpoint file is not the one that was asked for."""
+
+    def __init__(self, source: str, expected: str, found: str) -> None:
+        super().__init__(source, expected, found)
+        self.source, self.expected, self.found = source, expected, found
+
+    def __str__(self) -> str:
+        return (
+            f"checkpoint {self.source} has sha256 {self.found}, expected {self.expected}: "
+            "it was changed, or the digest is that of another file"
         )
 
 
