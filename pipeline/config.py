@@ -116,9 +116,9 @@ class SamplingConfig:
     fps: list[float] = field(default_factory=lambda: [8.0])
     """Reduced frame rates; one decoding pass serves them all."""
     mode: SamplingMode = SamplingMode.clips
-    """clips: rows of clip_frames; whole: one row per video and rate, of any length (causal only)."""
+    """clips: rows of clip_frames; whole: one row per video and rate, however long (causal only)."""
     clip_frames: int | None = None
-    """T, frames in a clip; null: the tokenizer's own (17, 16 non-causal). whole: frames per piece."""
+    """T, frames in a clip; null: the tokenizer's own (17, 16 non-causal). whole: per piece, 16."""
     stride_frames: int | None = None
     """Frames between the starts of two clips; null: clip_frames (no overlap)."""
     max_clips_per_video: int | None = None

@@ -98,8 +98,8 @@ def check_whole(run: RunConfig) -> None:
     sampling, tokenizer = run.sampling, run.tokenizer
     if not tokenizer.is_causal:
         raise ConfigError(
-            f"sampling.mode=whole: {tokenizer.name} is not causal: its tokens depend on later frames, "
-            "so that a video cannot be encoded piece by piece; use a causal tokenizer"
+            f"sampling.mode=whole: {tokenizer.name} is not causal: its tokens depend on later "
+            "frames, so that a video cannot be encoded piece by piece; use a causal tokenizer"
         )
     if sampling.max_clips_per_video is not None or sampling.stride_frames is not None:
         raise ConfigError(

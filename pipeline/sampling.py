@@ -123,7 +123,7 @@ def tail_frames(num_ticks: int, num_whole_clips: int, plan: ClipPlan) -> int | N
     """Frames that count in the clip to pad at a video's end; None when there is none.
 
     Clips: only with ``tail=pad``, and only when it shows a tick that no earlier clip showed; all T
-    count. Whole: what makes the video's length 1 + k * time_factor, rounded down (drop) or up (pad).
+    count. Whole: what makes the length 1 + k * time_factor, rounded down (drop) or up (pad).
     """
     clip = clip_ticks(num_whole_clips, plan)
     left = num_ticks - clip.start

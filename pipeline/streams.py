@@ -3,8 +3,8 @@
 A stream is one video at one rate. Its first piece is one frame, each later one has T frames, so
 there are two batch shapes per bucket. The pieces of a stream go through the encoder one after the
 other, and its state (the last frames of each layer's input) is kept between them; rows of one
-batch are pieces of different streams. Decoded pieces stay in their decoder's ring until they are batched:
-the rings bound what waits.
+batch are pieces of different streams. Decoded pieces stay in their decoder's ring until they are
+batched: the rings bound what waits.
 """
 
 from __future__ import annotations
