@@ -201,8 +201,12 @@ def chain(receipts: Iterable[Receipt]) -> ShardState:
     return ShardState(ordered)
 
 
-def load_receipts(storage: Storage) -> list[Receipt]:
+def load_receipts(storage: Storage, *, use_manifest: bool = True) -> list[Receipt]:
     """All receipts: the newest manifest, and the receipt files that it does not hold.
+
+    Args:
+        storage: OUT.
+        use_manifest: False: every receipt file is read, as ``verify`` does.
 
     Raises:
         RunError: one that cannot be trusted.
@@ -210,7 +214,7 @@ def load_receipts(storage: Storage) -> list[Receipt]:
     names = storage.entries("receipts")
     known = {
         receipt.name: receipt
-        for receipt in _newest_manifest(storage)
+        for receipt in (_newest_manifest(storage) if use_manifest else ())
         # one that was removed on purpose (changed_inputs=redo) is gone, whatever a manifest says
         if receipt.name in names
     }
@@ -286,14 +290,15 @@ def read_manifest(storage: Storage, digest: str) -> list[Receipt]:
         content = storage.read(f"manifests/{digest}.parquet")
         table = pq.read_table(io.BytesIO(content), page_checksum_verification=True)
         texts = table.column("receipt").to_pylist()
-    except (FileNotFoundError, pa.ArrowException, KeyError, OSError) as error:
+        found = digest_of(texts)
+        shards, segments = (table.column(name).to_pylist() for name in ("shard", "segment"))
+        names = [receipt_name(*pair) for pair in zip(shards, segments, strict=True)]
+    except (pa.ArrowException, KeyError, OSError, TypeError, ValueError) as error:
         raise RunError(f"manifest {digest} of {storage} cannot be read: {error}") from error
-    if digest_of(texts) != digest:
+    if found != digest:
         raise RunError(f"manifest {digest} of {storage} does not match its digest")
-    names = zip(table.column("shard").to_pylist(), table.column("segment").to_pylist(), strict=True)
     return [
-        Receipt.from_bytes(receipt_name(shard, segment), text.encode())
-        for (shard, segment), text in zip(names, texts, strict=True)
+        Receipt.from_bytes(name, text.encode()) for name, text in zip(names, texts, strict=True)
     ]
 
 

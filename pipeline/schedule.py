@@ -157,11 +157,18 @@ class Scheduler:
         if isinstance(finished.error, RunError) or not isinstance(finished.error, ShardError):
             raise finished.error
         # What the attempt committed before it failed stays: begin behind it.
-        state = read_chain(self._storage, shard.name)
-        receipts.extend(state.receipts[finished.task.next_segment :])
-        if state.is_final:
-            self._tally.done_shards += 1
-            return
+        task = finished.task
+        try:
+            state = read_chain(self._storage, shard.name)
+        except ShardError as away:
+            # the same task then: it meets what is committed, and goes on behind it
+            logger.warning("receipts of %s cannot be read now: %s", shard.name, away)
+        else:
+            receipts.extend(state.receipts[task.next_segment :])
+            if state.is_final:
+                self._tally.done_shards += 1
+                return
+            task = task_of(shard, state)
         tried = self._attempts.get(shard.name, 0) + int(finished.counts_as_attempt)
         self._attempts[shard.name] = tried
         if tried >= self._rules.max_attempts:
@@ -171,7 +178,7 @@ class Scheduler:
         delay = self._rules.retry_seconds * 2.0 ** max(0, tried - 1) * random.uniform(0.5, 1.5)
         self._tally.retries += 1
         logger.warning("%s failed, again in %.1f s: %s", shard.name, delay, finished.error)
-        self._queue(task_of(shard, state), delay)
+        self._queue(task, delay)
 
     def _record_failure(self, finished: Finished) -> None:
         error, shard = finished.error, finished.task.shard
@@ -201,7 +208,10 @@ class Scheduler:
             self._heartbeat(running=True)
         if now - self._snapshot >= MANIFEST_SECONDS and receipts:
             self._snapshot = now
-            publish_manifest(self._storage, receipts)
+            try:
+                publish_manifest(self._storage, receipts)
+            except ShardError as away:
+                logger.warning("no manifest this time: %s", away)
 
     def _check_bad_fraction(self) -> None:
         tally, rules = self._tally, self._rules

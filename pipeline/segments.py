@@ -159,6 +159,7 @@ class SegmentWriter:
         self._start = task.start_offset
         self._ready: deque[OpenVideo] = deque()
         self._clips = 0
+        self._original_bytes = 0
         self._began = time.monotonic()
         self.receipts: list[Receipt] = []
 
@@ -178,12 +179,16 @@ class SegmentWriter:
         return max(0.0, self._began + self._rules.max_seconds - time.monotonic())
 
     def add(self, video: OpenVideo) -> None:
-        """Take the next video of the shard, done; commits when enough clips are together."""
+        """Take the next video of the shard, done; commits when clips or time are enough."""
         if video.sample.start_offset < self._start:
             return
+        # Nothing else bounds them: a segment may quarantine thousands of videos.
+        if self._original_bytes + len(video.original) > self._rules.max_quarantine_bytes:
+            video.original = b""
         self._ready.append(video)
         self._clips += video.num_clips
-        if self._clips >= self._rules.max_clips:
+        self._original_bytes += len(video.original)
+        if self._clips >= self._rules.max_clips or self.seconds_to_commit == 0:
             self.commit_due()
 
     def commit_due(self) -> None:
@@ -199,7 +204,9 @@ class SegmentWriter:
     def _commit(self, end_offset: int, *, final: bool, cut: str | None) -> None:
         receipt = self._write(list(self._ready), end_offset, final, cut)
         holds = commit(self._storage, receipt)
-        if holds.attempt != self._attempt:
+        if holds.attempt == self._attempt:
+            self._keep_originals([v for v in self._ready if v.failure is not None], receipt)
+        else:
             if receipt.part is not None:
                 self._storage.delete(f"parts/{receipt.part}")
             self._check_same_source(holds)
@@ -208,6 +215,7 @@ class SegmentWriter:
         self._segment, self._start = holds.segment + 1, holds.end_offset
         self._ready = deque(v for v in self._ready if v.sample.start_offset >= self._start)
         self._clips = sum(video.num_clips for video in self._ready)
+        self._original_bytes = sum(len(video.original) for video in self._ready)
         self._began = time.monotonic()
 
     def _check_same_source(self, winner: Receipt) -> None:
@@ -224,7 +232,7 @@ class SegmentWriter:
     def _write(
         self, videos: Sequence[OpenVideo], end_offset: int, final: bool, cut: str | None
     ) -> Receipt:
-        """Publish the part and the quarantine tar; returns the receipt that would commit them."""
+        """Publish the part; returns the receipt that would commit it."""
         shard, began = self._task.shard, time.monotonic()
         rows = [row for video in videos for row in video.rows(shard.name, self._format)]
         name, digest = None, None
@@ -287,24 +295,24 @@ class SegmentWriter:
     def _quarantine(self, videos: Sequence[OpenVideo]) -> list[dict[str, str]]:
         records = []
         for video in videos:
-            assert video.failure is not None
+            failure = video.failure
+            assert failure is not None
             records.append(
-                QuarantinedVideo(
-                    key=video.sample.key, reason=video.failure.reason, message=video.failure.message
-                )
+                {"key": video.sample.key, "reason": failure.reason, "message": failure.message}
             )
             logger.warning(
-                "%s::%s quarantined: %s", self._task.shard.name, video.sample.key, video.failure
+                "%s::%s quarantined: %s", self._task.shard.name, video.sample.key, failure
             )
-        if self._rules.max_quarantine_bytes:
-            originals = [
-                (record, video.sample.extension or "bin", video.original)
-                for record, video in zip(records, videos, strict=True)
-            ]
-            content = quarantine_tar(originals, max_bytes=self._rules.max_quarantine_bytes)
-            if content is not None:
-                # named by the segment alone: a repeated attempt replaces it by the same videos
-                self._storage.put(
-                    f"quarantine/{self._task.shard.name}-{self._segment:05d}.tar", content
-                )
-        return [{"key": r.key, "reason": r.reason, "message": r.message} for r in records]
+        return records
+
+    def _keep_originals(self, videos: Sequence[OpenVideo], receipt: Receipt) -> None:
+        """Write the quarantine tar of a segment that this attempt has committed."""
+        if not self._rules.max_quarantine_bytes:
+            return
+        originals = [
+            (QuarantinedVideo(**record), video.sample.extension or "bin", video.original)
+            for record, video in zip(receipt.quarantined, videos, strict=True)
+        ]
+        content = quarantine_tar(originals, max_bytes=self._rules.max_quarantine_bytes)
+        if content is not None:
+            self._storage.put(f"quarantine/{receipt.shard}-{receipt.segment:05d}.tar", content)

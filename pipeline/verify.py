@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if record is None:
             print(f"{storage}: no run.json there, so this is no OUT", file=sys.stderr)
             return 2
-        receipts = load_receipts(storage)
+        receipts = load_receipts(storage, use_manifest=False)
         by_shard(receipts)
     except PipelineError as error:
         print(f"problem: {error}")

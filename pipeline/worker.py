@@ -229,8 +229,8 @@ class Worker:
                     return reading.videos.popleft()
                 if reading.end is not None and not reading.videos:
                     return None
-                if self._changed.wait(timeout=max(0.01, min(5.0, writer.seconds_to_commit))):
-                    continue
+                # woken by whatever happens to any shard: the time is looked at every time
+                self._changed.wait(timeout=max(0.01, min(5.0, writer.seconds_to_commit)))
             if writer.seconds_to_commit == 0:
                 writer.commit_due()
 

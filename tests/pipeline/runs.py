@@ -117,7 +117,9 @@ def write_shards(folder: Path, num_shards: int = 3, num_videos: int = 3) -> str:
 def receipts(out: Path | str) -> list[dict[str, Any]]:
     """Receipts of an OUT, by name."""
     files, root = fsspec.core.url_to_fs(str(out), **_uncached(out))
-    return [json.loads(files.cat_file(path)) for path in sorted(files.glob(f"{root}/receipts/*"))]
+    return [
+        json.loads(files.cat_file(path)) for path in sorted(files.glob(f"{root}/receipts/*.json"))
+    ]
 
 
 def rows(out: Path | str) -> dict[str, dict[str, Any]]:

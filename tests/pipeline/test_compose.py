@@ -9,10 +9,11 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from pipeline import compose
-from pipeline.errors import ConfigError, FingerprintMismatch
+from pipeline.errors import ConfigError, FingerprintMismatch, PipelineError
 from pipeline.resolve import shard_patterns
 from pipeline.run import main
 from tests.pipeline import runs
+from tokenizer import TokenizerError
 
 DEMO = ("+dataset=demo", "+tokenizer=demo")
 
@@ -85,6 +86,35 @@ def test_a_mistake_is_answered_in_one_line(
     assert "provider=" not in line  # Hydra's search path
     assert "To append to your config" not in line  # no key of ours can be appended
     assert text in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["+tokenizer=fsq_4x8x8", "tokenizer.checkpoint=no/such.ckpt"], "no/such.ckpt: no such"),
+        (["dataset.shards=no/*.tar"], "dataset.shards: nothing matches '"),
+        (["dataset.shards=no/{0..3}.tar"], "none of 4 shards is there: "),
+        (["dataset.shards=@no.txt"], "dataset.shards: cannot read the list "),
+        (["dataset.shards=no/{0..}}.tar"], "dataset.shards: cannot expand "),
+        (["dataset.shards=pipe:cat x.tar"], "pipe: commands are not run"),
+        (["dataset=folder", "dataset.path=no such"], "dataset.path=no such: no such folder"),
+        (["dataset=folder", "dataset.path=."], "no video there (endings looked for: 3gp, avi"),
+        (["output.root=memory://out"], "no safe commit on this storage"),
+        (["output.root=file.txt"], "file.txt cannot be written: "),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_what_cannot_work_is_one_line_before_anything_is_written(
+    arguments: list[str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file.txt").write_text("not a folder")
+    tokenizer = [] if "+tokenizer" in arguments[0] else ["+tokenizer=demo"]
+    with pytest.raises((PipelineError, TokenizerError)) as refusal:
+        runs.execute_here("+dataset=tars", "dataset.shards=x.tar", *tokenizer, *arguments)
+    assert text in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert not list(tmp_path.rglob("run.json"))
 
 
 @pytest.mark.parametrize(
