@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +23,8 @@ from pipeline.storage import Storage
 
 SHUFFLE_GROUPS = 16
 """Row groups held at once when shuffling; rows are mixed among them."""
+MAX_OPEN_PARTS = 64
+"""Files held open at once when shuffling; a data set has more parts than a process may open."""
 
 Batch = dict[str, Any]
 
@@ -113,14 +116,22 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
                     yield from _unpacked(part, read_row_group(part, group))
             return
         dice = random.Random(self._seed)
-        parts = [open_part(self._storage, receipt) for receipt in self._receipts]
-        groups = [(part, group) for part in parts for group in range(part.file.num_row_groups)]
+
+        @functools.lru_cache(maxsize=MAX_OPEN_PARTS)
+        def part_of(index: int) -> Part:
+            return open_part(self._storage, self._receipts[index])
+
+        groups = [
+            (index, group)
+            for index in range(len(self._receipts))
+            for group in range(part_of(index).file.num_row_groups)
+        ]
         dice.shuffle(groups)
         for at in range(0, len(groups), SHUFFLE_GROUPS):
             window = [
                 row
-                for part, group in groups[at : at + SHUFFLE_GROUPS]
-                for row in _unpacked(part, read_row_group(part, group))
+                for index, group in groups[at : at + SHUFFLE_GROUPS]
+                for row in _unpacked(part_of(index), read_row_group(part_of(index), group))
             ]
             dice.shuffle(window)
             yield from window

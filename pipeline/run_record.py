@@ -41,7 +41,7 @@ def read_run_record(storage: Storage) -> dict[str, Any] | None:
             raise ValueError("its fingerprint does not match its content")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{storage}/run.json cannot be trusted: {error}") from error
     return dict(record)
 

@@ -54,13 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         receipts = load_receipts(storage, use_manifest=False)
         by_shard(receipts)
+        problems = list(find_problems(storage, receipts, record["fingerprint"]))
+        for problem in problems:
+            print(f"problem: {problem}")
+        report_orphans(storage, receipts, clean=options.clean)
     except PipelineError as error:
         print(f"problem: {error}")
         return 1
-    problems = list(find_problems(storage, receipts, record["fingerprint"]))
-    for problem in problems:
-        print(f"problem: {problem}")
-    report_orphans(storage, receipts, clean=options.clean)
     print_verdict(storage, receipts, problems)
     return 1 if problems else 0
 

@@ -21,6 +21,11 @@ def assert_close_fp32(actual: Tensor | ArrayLike, expected: Tensor | ArrayLike) 
     _assert_close(actual, expected, atol=5e-5, rtol=1e-4)
 
 
+def assert_close_stream(actual: Tensor | ArrayLike, expected: Tensor | ArrayLike) -> None:
+    """A clip in chunks against the same clip in one piece."""
+    _assert_close(actual, expected, atol=2e-5, rtol=0)
+
+
 def assert_close_groupnorm(actual: Tensor | ArrayLike, expected: Tensor | ArrayLike) -> None:
     """A whole network in float32 whose norms average few numbers."""
     _assert_close(actual, expected, atol=2e-4, rtol=1e-4)

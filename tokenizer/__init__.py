@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         TokenizerConfig,
         Version,
     )
+    from tokenizer.cost import decode_flops, encode_flops, state_bytes
     from tokenizer.errors import (
         BadWeights,
         CheckpointError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     )
     from tokenizer.model import Encoded, VideoTokenizer, build
     from tokenizer.registry import get_config, list_tokenizers
+    from tokenizer.streaming import EncoderState
 
 __all__ = [
     "BadWeights",
@@ -45,6 +47,7 @@ __all__ = [
     "ConfigError",
     "DtypeError",
     "Encoded",
+    "EncoderState",
     "IndexRangeError",
     "InputError",
     "MissingCheckpoint",
@@ -65,9 +68,12 @@ __all__ = [
     "VideoTokenizer",
     "build",
     "checkpoint_digest",
+    "decode_flops",
+    "encode_flops",
     "get_config",
     "list_tokenizers",
     "load_tokenizer",
+    "state_bytes",
 ]
 
 _MODULES = {
@@ -81,8 +87,10 @@ _MODULES = {
         "TokenizerConfig",
         "Version",
     ),
+    "cost": ("decode_flops", "encode_flops", "state_bytes"),
     "model": ("Encoded", "VideoTokenizer", "build"),
     "registry": ("get_config", "list_tokenizers"),
+    "streaming": ("EncoderState",),
 }
 
 

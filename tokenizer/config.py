@@ -228,31 +228,48 @@ class TokenizerConfig:
         folder = "checkpoints" if self.version is Version.v1_0 else "checkpoints/vidtok_v1_1"
         return f"hf://microsoft/VidTok/{folder}/{self.checkpoint_file}"
 
-    def front_padding(self, num_frames: int) -> int:
+    @property
+    def dropped_frames(self) -> int:
+        """Frames at the start of a clip that the decoder makes and drops."""
+        is_dropping = self.is_causal and self.version is Version.v1_0
+        return self.time_downsample_factor - 1 if is_dropping else 0
+
+    def front_padding(self, num_frames: int, *, is_first: bool = True) -> int:
         """Frames that the encoder puts before a clip of this length; 0 where the length fits.
+
+        Args:
+            num_frames: length of the clip, or of one chunk of a stream.
+            is_first: False for a later chunk of a stream.
 
         >>> from tokenizer import get_config
         >>> [get_config("fsq_4x8x8").front_padding(n) for n in (16, 17, 18)]
         [0, 3, 3]
+        >>> [get_config("fsq_4x8x8").front_padding(n, is_first=False) for n in (16, 17, 18)]
+        [0, 3, 2]
         """
         factor = self.time_downsample_factor
         rest = num_frames % factor
         if not self.is_causal or rest == 0:
             return 0
         # v1.0 always adds factor - 1 frames, whatever is missing: the weights were trained so.
-        return factor - 1 if self.version is Version.v1_0 else factor - rest
+        if self.version is Version.v1_0 and is_first:
+            return factor - 1
+        return factor - rest
 
-    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+    def latent_shape(
+        self, num_frames: int, height: int, width: int, *, is_first: bool = True
+    ) -> tuple[int, int, int]:
         """Shape [t, h, w] of the tokens of one clip of num_frames x height x width.
 
         Rows, columns and (after front padding) frames that do not fill a stride are dropped.
+        ``is_first=False`` is for the later chunks of a stream.
 
         Raises:
             ShapeError: nothing would be left.
         """
         time, rows, columns = self.stride
         shape = (
-            (num_frames + self.front_padding(num_frames)) // time,
+            (num_frames + self.front_padding(num_frames, is_first=is_first)) // time,
             height // rows,
             width // columns,
         )
@@ -265,9 +282,13 @@ class TokenizerConfig:
 
     def decoded_frames(self, num_latent_frames: int) -> int:
         """Frames that ``decode`` gives for this many latent frames."""
-        factor = self.time_downsample_factor
-        dropped = factor - 1 if self.is_causal and self.version is Version.v1_0 else 0
-        return num_latent_frames * factor - dropped
+        return num_latent_frames * self.time_downsample_factor - self.dropped_frames
+
+    def state_bytes(self, height: int, width: int, precision: Precision = Precision.fp32) -> int:
+        """Memory that one stream of height x width takes between two chunks while encoding."""
+        from tokenizer.cost import state_bytes  # not above: it needs this file
+
+        return state_bytes(self, height, width, precision)
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
         """Refuse clip sizes that the model would silently lengthen or cut.
@@ -277,8 +298,7 @@ class TokenizerConfig:
 
         Raises:
             ShapeError: num_frames is not 1 + k * t (causal) or k * t, or a size is no multiple of
-            its
-                stride.
+                its stride.
         """
         time, rows, columns = self.stride
         first = 1 if self.is_causal else 0

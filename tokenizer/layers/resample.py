@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenizer.layers.conv import FrameConv, TimePadding, volume_conv
+from tokenizer.layers.stream import Stream, StreamMode
 
 
 class FrameDownsample(nn.Module):
@@ -20,10 +21,10 @@ class FrameDownsample(nn.Module):
         super().__init__()
         self.conv = FrameConv(channels, channels, halve=True)
 
-    def forward(self, x_BTHWC: Tensor) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, stream: Stream) -> Tensor:
         """``[B, T, H, W, C]`` -> ``[B, T, H // 2, W // 2, C]``."""
         # Zeros right and below only: the published weights were trained so.
-        y_BTHWC: Tensor = self.conv(F.pad(x_BTHWC, (0, 0, 0, 1, 0, 1)))
+        y_BTHWC: Tensor = self.conv(F.pad(x_BTHWC, (0, 0, 0, 1, 0, 1)), stream)
         return y_BTHWC
 
 
@@ -34,11 +35,11 @@ class FrameUpsample(nn.Module):
         super().__init__()
         self.conv = FrameConv(channels, channels)
 
-    def forward(self, x_BTHWC: Tensor) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, stream: Stream) -> Tensor:
         """``[B, T, H, W, C]`` -> ``[B, T, 2 * H, 2 * W, C]``."""
         B, T, H, W, C = x_BTHWC.shape
         x_BTHWC = x_BTHWC[:, :, :, None, :, None].expand(B, T, H, 2, W, 2, C)
-        y_BTHWC: Tensor = self.conv(x_BTHWC.reshape(B, T, 2 * H, 2 * W, C))
+        y_BTHWC: Tensor = self.conv(x_BTHWC.reshape(B, T, 2 * H, 2 * W, C), stream)
         return y_BTHWC
 
 
@@ -48,16 +49,16 @@ class TimeDownsample(nn.Module):
     def __init__(self, channels: int, padding: TimePadding) -> None:
         super().__init__()
         self.mix_factor = nn.Parameter(torch.tensor([2.0]))
-        self.conv = volume_conv(channels, channels, padding, time_stride=2)
+        self.conv = volume_conv(channels, channels, padding, halve_time=True)
         self.time_padding = padding
         self.sides = padding.sides(kernel=3, stride=2)
 
-    def forward(self, x_BTHWC: Tensor) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, stream: Stream) -> Tensor:
         """``[B, T, H, W, C]`` -> ``[B, T // 2, H, W, C]``; T of at least 2."""
-        padded_BTHWC = self.time_padding.pad(x_BTHWC, *self.sides)
+        x_BTHWC = self.time_padding.pad(x_BTHWC, *self.sides, stream)
         # The divisor is 3 at the padded edge, too.
-        mean_BTHWC = (padded_BTHWC[:, 0:-2:2] + padded_BTHWC[:, 1:-1:2] + padded_BTHWC[:, 2::2]) / 3
-        return blend(self.mix_factor, mean_BTHWC, self.conv(x_BTHWC))
+        mean_BTHWC = (x_BTHWC[:, 0:-2:2] + x_BTHWC[:, 1:-1:2] + x_BTHWC[:, 2::2]) / 3
+        return blend(self.mix_factor, mean_BTHWC, self.conv(x_BTHWC, stream))
 
 
 class TimeUpsample(nn.Module):
@@ -65,9 +66,8 @@ class TimeUpsample(nn.Module):
 
     Args:
         head_frames: v1.1 only: frames that one latent frame has become when it arrives here. The
-        first
-            so many frames of a clip are interpolated among themselves, as the first latent of a
-            long video is decoded on its own.
+            first so many frames of a clip are interpolated among themselves, as the first latent
+            of a long video is decoded on its own.
     """
 
     def __init__(self, channels: int, padding: TimePadding, head_frames: int) -> None:
@@ -77,14 +77,48 @@ class TimeUpsample(nn.Module):
         self.is_linear = padding is TimePadding.causal_replicate
         self.head_frames = head_frames
 
-    def forward(self, x_BTHWC: Tensor) -> Tensor:
-        """``[B, T, H, W, C]`` -> ``[B, 2 * T, H, W, C]``."""
-        if self.is_linear:
-            head_BTHWC, tail_BTHWC = x_BTHWC[:, : self.head_frames], x_BTHWC[:, self.head_frames :]
-            u_BTHWC = torch.cat([double_linear(head_BTHWC), double_linear(tail_BTHWC)], dim=1)
-        else:
+    def forward(self, x_BTHWC: Tensor, stream: Stream) -> Tensor:
+        """``[B, T, H, W, C]`` -> ``[B, 2 * T, H, W, C]``, in the chunks of a stream ``± 1``."""
+        if not self.is_linear:
             u_BTHWC = x_BTHWC.repeat_interleave(2, dim=1)
-        return blend(self.mix_factor, u_BTHWC, self.conv(u_BTHWC))
+        elif stream.mode is StreamMode.exact:
+            u_BTHWC = self._double_exact(x_BTHWC, stream)
+        else:
+            u_BTHWC = self._double_as_published(x_BTHWC, stream)
+        stream.surplus_frames *= 2
+        return blend(self.mix_factor, u_BTHWC, self.conv(u_BTHWC, stream))
+
+    def _double_exact(self, x_BTHWC: Tensor, stream: Stream) -> Tensor:
+        """A frame that lies between the last of this chunk and the first of the next waits."""
+        waiting_BTHWC = stream.recall()
+        done = []
+        if waiting_BTHWC is None:
+            head_BTHWC, x_BTHWC = x_BTHWC[:, : self.head_frames], x_BTHWC[:, self.head_frames :]
+            done.append(double_linear(head_BTHWC))
+            waiting_BTHWC = x_BTHWC[:, :0]
+        num_waiting = waiting_BTHWC.shape[1]
+        x_BTHWC = stream.put_before(waiting_BTHWC, x_BTHWC)
+        stream.leave(x_BTHWC[:, -1:])
+        if x_BTHWC.shape[1]:
+            u_BTHWC = double_linear(x_BTHWC)
+            done.append(u_BTHWC[:, num_waiting : u_BTHWC.shape[1] - (not stream.is_last)])
+        return torch.cat(done, dim=1)
+
+    def _double_as_published(self, x_BTHWC: Tensor, stream: Stream) -> Tensor:
+        """The frames of the latent before go first, and what they become is dropped.
+
+        After the first chunk these are its last frames, those of the surplus latent, so that the
+        first frame of the second chunk gets a wrong neighbour. Kept: published figures of v1.1
+        were measured so.
+        """
+        n, past_BTHWC = self.head_frames, stream.recall()
+        if past_BTHWC is None:
+            stream.leave(x_BTHWC[:, -n:])
+            halves = (x_BTHWC[:, :n], x_BTHWC[:, n:])
+            return torch.cat([double_linear(half) for half in halves if half.shape[1]], dim=1)
+        x_BTHWC = stream.put_before(past_BTHWC, x_BTHWC)
+        stream.leave(x_BTHWC[:, -2 * n : -n])
+        return double_linear(x_BTHWC)[:, 2 * n :]
 
 
 def blend(mix_factor: Tensor, plain_BTHWC: Tensor, learned_BTHWC: Tensor) -> Tensor:

@@ -1,0 +1,181 @@
+"""What is left to do in an OUT: shards against receipts, and the record that OUT is of."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import ConfigError, FingerprintMismatch, RunError
+from pipeline.manifest import load_receipts, publish_manifest
+from pipeline.planning import Plan, make_plan, tally_of
+from pipeline.reader import source_of
+from pipeline.run_record import check_fingerprint, read_run_record, write_run_record
+from pipeline.segments import ShardTask
+from pipeline.shards import Shard
+from pipeline.storage import Storage
+from tests.pipeline.fakes import MATERIAL, segment_writer, video
+from tests.pipeline.tars import tar_bytes, tar_shard, three_samples
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path / "out"))
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[Shard]:
+    content = tar_bytes(three_samples())
+    return [tar_shard(tmp_path / f"{name}.tar", content) for name in "abc"]
+
+
+def plan(shards: list[Shard], storage: Storage, **changes: Any) -> Plan:
+    return make_plan(shards, storage, **{"options": {}, "redo_changed": False} | changes)
+
+
+def work(storage: Storage, shard: Shard, videos: int, *, final: bool) -> None:
+    source = source_of(shard, {})
+    writer = segment_writer(storage, task=ShardTask(shard=shard, source=None), source=source)
+    for number in range(videos):
+        writer.add(video(number))
+    if final:
+        writer.finish(videos * 10, None)
+    else:
+        writer.commit_due()
+
+
+def change(shard: Shard) -> None:
+    Path(shard.url).write_bytes(tar_bytes(three_samples()[:2]))
+    os.utime(shard.url, (1, 1))
+
+
+def test_everything_is_left_in_a_new_out(storage: Storage, shards: list[Shard]) -> None:
+    found = plan(shards, storage)
+    assert [(task.shard, task.start_offset) for task in found.tasks] == [(s, 0) for s in shards]
+    assert (found.missing, found.changed, found.receipts) == ({}, [], [])
+
+
+def test_final_shards_are_done_and_begun_ones_go_on(storage: Storage, shards: list[Shard]) -> None:
+    work(storage, shards[0], 2, final=True)
+    work(storage, shards[1], 2, final=False)
+    found = plan(shards, storage)
+    assert [(t.shard.name, t.start_offset, t.next_segment) for t in found.tasks] == [
+        (shards[1].name, 20, 1),
+        (shards[2].name, 0, 0),
+    ]
+    tally = tally_of(found)
+    assert (tally.num_shards, tally.done_shards) == (3, 1)
+    assert tally.before["clips"] == 4
+    size = source_of(shards[0], {}).size_bytes
+    assert tally.to_cover == 2 * size - 20
+
+
+def test_shards_that_this_run_does_not_name_are_left_alone(
+    storage: Storage, shards: list[Shard]
+) -> None:
+    work(storage, shards[0], 2, final=False)
+    found = plan(shards[1:], storage)
+    assert [task.shard for task in found.tasks] == shards[1:]
+    assert [receipt.shard for receipt in found.receipts] == [shards[0].name]
+    assert tally_of(found).before["clips"] == 0
+
+
+def test_a_missing_shard_is_reported_and_the_others_run(
+    storage: Storage, shards: list[Shard]
+) -> None:
+    Path(shards[1].url).unlink()
+    found = plan(shards, storage)
+    assert list(found.missing) == [shards[1].name]
+    assert [task.shard for task in found.tasks] == [shards[0], shards[2]]
+    assert "is not there" in tally_of(found).failed[shards[1].name]
+
+
+def test_no_shard_at_all_is_a_configuration_error(storage: Storage, shards: list[Shard]) -> None:
+    for shard in shards:
+        Path(shard.url).unlink()
+    with pytest.raises(ConfigError, match=r"none of 3 shards is there: .*is not there"):
+        plan(shards, storage)
+    with pytest.raises(ConfigError, match="the data set is empty"):
+        plan([], storage)
+
+
+def test_a_changed_source_is_reported_and_left_alone(storage: Storage, shards: list[Shard]) -> None:
+    work(storage, shards[0], 2, final=False)
+    work(storage, shards[1], 2, final=True)
+    change(shards[0])
+    change(shards[1])
+    found = plan(shards, storage)
+    assert found.changed == [shards[0].name, shards[1].name]
+    assert [task.shard for task in found.tasks] == [shards[2]]
+    assert list(tally_of(found).failed) == [shards[0].name], "a finished one stays as it is"
+
+
+def test_a_changed_source_is_done_anew_when_asked(storage: Storage, shards: list[Shard]) -> None:
+    work(storage, shards[0], 2, final=True)
+    work(storage, shards[1], 2, final=True)
+    publish_manifest(storage, load_receipts(storage))
+    change(shards[0])
+    found = plan(shards, storage, redo_changed=True)
+    assert found.changed == []
+    assert [(task.shard, task.start_offset) for task in found.tasks] == [
+        (shards[0], 0),
+        (shards[2], 0),
+    ]
+    assert {receipt.shard for receipt in load_receipts(storage)} == {shards[1].name}
+    assert storage.entries("manifests") == {}
+
+
+def record(storage: Storage, material: dict[str, Any] = MATERIAL) -> None:
+    write_run_record(
+        storage, material=material, config={}, random_weights=False, batch_clips=4, device="cpu"
+    )
+
+
+def test_the_run_record_comes_back(storage: Storage) -> None:
+    assert read_run_record(storage) is None
+    assert check_fingerprint(storage, MATERIAL) is None
+    record(storage)
+    found = check_fingerprint(storage, MATERIAL)
+    assert found is not None
+    assert (found["batch_clips"], found["fingerprint_of"]) == (4, MATERIAL)
+    assert {"torch", "av", "pyarrow"} <= found["versions"].keys()
+
+
+def test_another_configuration_is_refused_and_its_differences_named(storage: Storage) -> None:
+    record(storage)
+    other = {**MATERIAL, "packing": "i32"}
+    for attempt in (check_fingerprint, record):
+        with pytest.raises(FingerprintMismatch) as caught:
+            attempt(storage, other)
+        assert caught.value.differences == {"packing": ("u16+u2", "i32")}
+        assert "packing: 'u16+u2' there, 'i32' now" in str(caught.value)
+
+
+def test_whoever_is_second_with_the_same_configuration_keeps_the_first_record(
+    storage: Storage,
+) -> None:
+    record(storage)
+    before = storage.read("run.json")
+    record(storage)
+    assert storage.read("run.json") == before
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b"7", b'{"format_version": 9}', b"\xff", b"[" * 100_000]
+)
+def test_a_broken_run_record_is_an_error_in_one_line(storage: Storage, content: bytes) -> None:
+    storage.put("run.json", content)
+    with pytest.raises(RunError, match=r"run\.json cannot be trusted"):
+        read_run_record(storage)
+
+
+def test_a_changed_run_record_is_found(storage: Storage) -> None:
+    record(storage)
+    fields = json.loads(storage.read("run.json"))
+    fields["fingerprint_of"]["packing"] = "i32"
+    storage.put("run.json", json.dumps(fields).encode())
+    with pytest.raises(RunError, match="its fingerprint does not match its content"):
+        read_run_record(storage)

@@ -1,0 +1,137 @@
+"""What encoding and decoding cost, from the configuration alone: operations, and memory of streams.
+
+Standard library only. Each convolution of the network is listed once; sums over the list give the
+rest. The network itself is in ``encoder.py`` and ``decoder.py``; the tests hold the two together.
+"""
+
+# c channels of a level · t h w frames, rows, columns at that place of the network
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tokenizer.config import Precision, TokenizerConfig
+
+COLOURS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """One convolution, or the two matrix products of an attention layer."""
+
+    taps: int
+    """Positions that each output sums over, all axes together."""
+    in_channels: int
+    """Channels per position."""
+    out_channels: int
+    """Channels of the output."""
+    shape: tuple[int, int, int]
+    """Frames, rows and columns of the output."""
+    past_frames: int = 0
+    """Input frames that a causal layer keeps between two chunks."""
+
+    @property
+    def flops(self) -> int:
+        """A multiplication and an addition count as two; biases are left out."""
+        t, h, w = self.shape
+        return 2 * self.taps * self.in_channels * self.out_channels * t * h * w
+
+
+def encode_flops(config: TokenizerConfig, num_frames: int, height: int, width: int) -> int:
+    """Operations of encoding one clip: convolutions and attention, a multiply-add counting two.
+
+    >>> from tokenizer import get_config
+    >>> f"{encode_flops(get_config('fsq_4x8x8'), 17, 256, 256):.3e}"
+    '5.824e+12'
+    """
+    return sum(product.flops for product in _encoder(config, num_frames, height, width))
+
+
+def decode_flops(config: TokenizerConfig, num_frames: int, height: int, width: int) -> int:
+    """Operations of decoding the tokens of one clip of num_frames x height x width.
+
+    >>> from tokenizer import get_config
+    >>> f"{decode_flops(get_config('fsq_4x8x8'), 17, 256, 256):.3e}"
+    '1.487e+13'
+    """
+    t, h, w = config.latent_shape(num_frames, height, width)
+    return sum(product.flops for product in _decoder(config, t, h, w))
+
+
+def state_bytes(
+    config: TokenizerConfig, height: int, width: int, precision: Precision = Precision.fp32
+) -> int:
+    """Memory of the ``EncoderState`` of one stream of height x width; 0 where there is none.
+
+    >>> from tokenizer import get_config
+    >>> state_bytes(get_config("fsq_4x8x8"), 256, 256) / 1e6
+    515.375104
+    """
+    if not config.is_causal:
+        return 0
+    size = 2 if precision is Precision.bf16 else 4
+    return size * sum(
+        product.past_frames * product.in_channels * product.shape[1] * product.shape[2]
+        for product in _encoder(config, 1, height, width)
+    )
+
+
+def _encoder(config: TokenizerConfig, t: int, h: int, w: int) -> Iterator[Product]:
+    t += config.front_padding(t)
+    widths = [config.ch * factor for factor in config.ch_mult]
+    yield _volume(COLOURS, config.ch, (t, h, w))
+    before = config.ch
+    for level, c in enumerate(widths):
+        for _ in range(config.num_res_blocks):
+            yield from _unit(before, c, (t, h, w))
+            before = c
+        if level in config.spatial_levels_down:
+            h, w = h // 2, w // 2
+            yield Product(taps=9, in_channels=c, out_channels=c, shape=(t, h, w))
+            if level in config.time_levels_down:
+                t //= 2
+                yield Product(
+                    taps=27, in_channels=c, out_channels=c, shape=(t, h, w), past_frames=1
+                )
+    yield from _middle(before, (t, h, w))
+    yield _volume(before, config.latent_channels * (2 if config.double_z else 1), (t, h, w))
+
+
+def _decoder(config: TokenizerConfig, t: int, h: int, w: int) -> Iterator[Product]:
+    widths = [config.ch * factor for factor in config.ch_mult]
+    before = widths[-1]
+    yield _volume(config.latent_channels, before, (t, h, w))
+    yield from _middle(before, (t, h, w))
+    for level, c in reversed(list(enumerate(widths))):
+        for _ in range(config.num_res_blocks + 1):
+            yield from _unit(before, c, (t, h, w))
+            before = c
+        if level in config.spatial_levels_up:
+            h, w = 2 * h, 2 * w
+            yield Product(taps=9, in_channels=c, out_channels=c, shape=(t, h, w))
+            if level in config.time_levels_up:
+                t *= 2
+                yield _volume(c, c, (t, h, w))
+    yield _volume(before, COLOURS, (t, h, w))
+
+
+def _volume(before: int, c: int, shape: tuple[int, int, int], past_frames: int = 2) -> Product:
+    return Product(
+        taps=27, in_channels=before, out_channels=c, shape=shape, past_frames=past_frames
+    )
+
+
+def _unit(before: int, c: int, shape: tuple[int, int, int]) -> Iterator[Product]:
+    """Residual block in the frame, residual block in time."""
+    yield Product(taps=9, in_channels=before, out_channels=c, shape=shape)
+    yield Product(taps=9, in_channels=c, out_channels=c, shape=shape)
+    if before != c:
+        yield Product(taps=1, in_channels=before, out_channels=c, shape=shape)
+    for _ in range(2):
+        yield Product(taps=3, in_channels=c, out_channels=c, shape=shape, past_frames=2)
+
+
+def _middle(c: int, shape: tuple[int, int, int]) -> Iterator[Product]:
+    yield from (_volume(c, c, shape) for _ in range(4))
+    yield from (Product(taps=1, in_channels=c, out_channels=c, shape=shape) for _ in range(4))
+    # Attention of each position to all of its frame: similarities, then the weighted sum.
+    yield Product(taps=2 * shape[1] * shape[2], in_channels=1, out_channels=c, shape=shape)
