@@ -1,63 +1,150 @@
-"""Fills batches of one shape across videos and shards.
+"""Fills batches across videos and shards: one batch under construction per shape.
 
-Every batch that leaves has the same shape, the last ones padded with black: the tokens of a clip
+Every batch of a shape has the same size, the last ones padded with black: the tokens of a clip
 depend (in the last bits) on the shape of the batch, never on what else is in it.
+
+``GathersClips`` is what a worker needs of a batcher; `ClipBatcher` is for clips that stand alone,
+`pipeline.streams` for whole videos. None is thread-safe: a worker holds its lock, but for ``run``.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-Tag = TypeVar("Tag")
+from pipeline.encode import Encoder
+from pipeline.records import Clip
+from pipeline.segments import EncodedClip, OpenVideo
+
+Rows = list[tuple[OpenVideo, EncodedClip]]
+"""Clips that are ready to be written, and whose they are."""
+
+
+class GathersClips(Protocol):
+    """Takes decoded clips, gives batches, and turns what the encoder made of them into rows."""
+
+    def add(self, video: OpenVideo, clip: Clip, release: Callable[[], None]) -> None:
+        """Take a clip; ``release`` is called once its frames are not needed any more."""
+
+    def take(self, *, partial: bool) -> Any:
+        """A full batch, with ``partial`` also one that is not; None when there is none."""
+
+    def run(self, batch: Any, encoder: Encoder) -> Any:
+        """Encode a batch. Called without the lock."""
+
+    def encoded(self, batch: Any, result: Any) -> Rows:
+        """Rows that are complete now."""
+
+    def decoded(
+        self, video: OpenVideo, num_clips: Mapping[float, int]
+    ) -> tuple[dict[float, int], Rows]:
+        """A video gives no more clips: how many rows it has per rate, and those complete now."""
+
+    def forget(self, video: OpenVideo) -> None:
+        """The clips of a video so far are not wanted."""
+
+    def waits_for(self, *, is_idle: bool, is_blocked: bool) -> bool:
+        """Whether a batch that is not full should wait for more clips.
+
+        Args:
+            is_idle: nothing is being read or decoded, so no clip will come.
+            is_blocked: every decoder waits for a clip to be released.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch(Generic[Tag]):
+class ClipBatch:
     """B clips of one shape, and whose they are."""
 
     frames: npt.NDArray[np.uint8]
     """uint8 ``[B, T, H, W, 3]``, RGB; rows behind ``len(tags)`` are black."""
-    tags: tuple[Tag, ...]
-    """What was handed in with each clip; ids travel with the pixels."""
+    tags: tuple[_Tag, ...]
+    """Ids travel with the pixels."""
 
 
-class Batcher(Generic[Tag]):
-    """One batch under construction. Not thread-safe."""
+@dataclass(frozen=True, slots=True)
+class _Tag:
+    video: OpenVideo
+    tries: int
+    clip: Clip
 
-    def __init__(self, batch_clips: int, clip_shape: tuple[int, int, int]) -> None:
-        """Args: B, and ``(T, H, W)``."""
-        self._shape = (batch_clips, *clip_shape, 3)
-        self._tags: list[Tag] = []
-        self._frames: npt.NDArray[np.uint8] | None = None
 
-    def __len__(self) -> int:
-        return len(self._tags)
+@dataclass(slots=True)
+class _Unfinished:
+    frames: npt.NDArray[np.uint8]
+    tags: list[_Tag]
 
-    def add(self, tag: Tag, frames: npt.NDArray[np.uint8]) -> Batch[Tag] | None:
-        """Copy one clip in; returns the batch when it is full.
 
-        Raises:
-            ValueError: frames of another shape or type.
-        """
-        if frames.shape != self._shape[1:] or frames.dtype != np.uint8:
-            raise ValueError(
-                f"this batch takes uint8 {list(self._shape[1:])}, "
-                f"got {frames.dtype} {list(frames.shape)}"
+class ClipBatcher:
+    """Batches of clips that stand alone; their frames are copied at once."""
+
+    def __init__(self, batch_clips: int) -> None:
+        """Args: B."""
+        self._batch_clips = batch_clips
+        self._unfinished: dict[tuple[int, ...], _Unfinished] = {}
+        self._full: deque[ClipBatch] = deque()
+
+    def add(self, video: OpenVideo, clip: Clip, release: Callable[[], None]) -> None:
+        """Copy a clip into the batch of its shape."""
+        shape = clip.frames.shape
+        batch = self._unfinished.get(shape)
+        if batch is None:
+            frames = np.zeros((self._batch_clips, *shape), dtype=np.uint8)
+            batch = self._unfinished[shape] = _Unfinished(frames, [])
+        batch.frames[len(batch.tags)] = clip.frames
+        batch.tags.append(_Tag(video, video.tries, clip.without_frames()))
+        release()
+        if len(batch.tags) == self._batch_clips:
+            self._close(shape)
+
+    def _close(self, shape: tuple[int, ...]) -> None:
+        batch = self._unfinished.pop(shape)
+        self._full.append(ClipBatch(frames=batch.frames, tags=tuple(batch.tags)))
+
+    def take(self, *, partial: bool) -> ClipBatch | None:
+        """The oldest full batch, or, with ``partial``, one that is not full."""
+        if not self._full and partial and self._unfinished:
+            self._close(next(iter(self._unfinished)))
+        return self._full.popleft() if self._full else None
+
+    def run(self, batch: ClipBatch, encoder: Encoder) -> list[npt.NDArray[Any]]:
+        """Tokens of each clip."""
+        return encoder.encode(batch.frames, len(batch.tags))
+
+    def encoded(self, batch: ClipBatch, result: list[npt.NDArray[Any]]) -> Rows:
+        """A row for every clip that is still wanted."""
+        height, width = batch.frames.shape[2:4]
+        return [
+            (
+                tag.video,
+                EncodedClip(
+                    fps=tag.clip.fps,
+                    clip_index=tag.clip.clip_index,
+                    start_seconds=tag.clip.start_seconds,
+                    end_seconds=tag.clip.end_seconds,
+                    frame_seconds=tag.clip.frame_seconds,
+                    bucket=f"{height}x{width}",
+                    tokens=tokens,
+                ),
             )
-        if self._frames is None:
-            self._frames = np.zeros(self._shape, dtype=np.uint8)
-        self._frames[len(self._tags)] = frames
-        self._tags.append(tag)
-        return self.flush() if len(self._tags) == self._shape[0] else None
+            for tag, tokens in zip(batch.tags, result, strict=True)
+            if tag.tries == tag.video.tries and tag.video.failure is None
+        ]
 
-    def flush(self) -> Batch[Tag] | None:
-        """The batch as it is, padded; None when it is empty."""
-        if self._frames is None:
-            return None
-        batch = Batch(frames=self._frames, tags=tuple(self._tags))
-        self._frames, self._tags = None, []
-        return batch
+    def decoded(
+        self, video: OpenVideo, num_clips: Mapping[float, int]
+    ) -> tuple[dict[float, int], Rows]:
+        """Every clip is a row."""
+        return dict(num_clips), []
+
+    def forget(self, video: OpenVideo) -> None:
+        """Stale clips are encoded and dropped: they are told by ``tries`` and ``failure``."""
+
+    def waits_for(self, *, is_idle: bool, is_blocked: bool) -> bool:
+        """Until no other clip can come."""
+        return not is_idle

@@ -11,7 +11,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.records import TailPolicy
+from pipeline.records import SamplingMode, TailPolicy
 from tokenizer import Precision, TokenizerConfig
 
 
@@ -115,8 +115,10 @@ class SamplingConfig:
 
     fps: list[float] = field(default_factory=lambda: [8.0])
     """Reduced frame rates; one decoding pass serves them all."""
+    mode: SamplingMode = SamplingMode.clips
+    """clips: rows of clip_frames; whole: one row per video and rate, however long (causal only)."""
     clip_frames: int | None = None
-    """T, frames in a clip; null: the tokenizer's own (17, 16 non-causal)."""
+    """T, frames in a clip; null: the tokenizer's own (17, 16 non-causal). whole: per piece, 16."""
     stride_frames: int | None = None
     """Frames between the starts of two clips; null: clip_frames (no overlap)."""
     max_clips_per_video: int | None = None
@@ -125,6 +127,8 @@ class SamplingConfig:
     """drop or pad (the last frame is repeated) an incomplete last clip."""
     resolution: int | None = None
     """Pixels of a clip's sides: short side resized to it, centre cropped; null: the tokenizer's."""
+    buckets: Any = None
+    """List of [H, W] instead of a square: a video takes the one of the nearest aspect ratio."""
 
     def __post_init__(self) -> None:
         """Check numbers."""

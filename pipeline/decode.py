@@ -48,7 +48,13 @@ from pipeline.scan import (
     scan,
     video_stream,
 )
-from pipeline.transforms import Geometry, Orientation, clip_geometry, scaler_matrix
+from pipeline.transforms import (
+    Geometry,
+    Orientation,
+    clip_geometry,
+    nearest_bucket,
+    scaler_matrix,
+)
 
 REASONS = (
     "empty",
@@ -86,7 +92,7 @@ def decode_clips(
     plan: ClipPlan,
     limits: VideoLimits,
     on_progress: Callable[[], None] = lambda: None,
-    new_frames: Callable[[], RgbFrames] | None = None,
+    new_frames: Callable[[tuple[int, ...]], RgbFrames] | None = None,
 ) -> Iterator[Clip | DecodeSummary]:
     """Yield every clip of the video, then exactly one `DecodeSummary`.
 
@@ -98,8 +104,8 @@ def decode_clips(
         plan: which clips to make.
         limits: bounds; the no-progress and memory bounds are the caller's business.
         on_progress: called for each packet read and each frame decoded.
-        new_frames: gives the uint8 ``[T, H, W, 3]`` array that the next clip is written to and
-            that its ``frames`` then is; a fresh array each time by default.
+        new_frames: gives the uint8 array of the shape asked for, ``[T, H, W, 3]``, that the next
+            clip is written to and that its ``frames`` then is; by default a fresh array each time.
 
     Raises:
         VideoError: with one of `REASONS`.
@@ -114,14 +120,19 @@ def decode_clips(
     decoding = _Decoding(announced, plan, limits, on_progress)
     with open_video(data, limits) as container:
         for picked in decoding.clips(container):
-            yield _clip(picked, new_frames() if new_frames else None)
+            yield _clip(picked, new_frames)
     yield decoding.summary(cpu_seconds=time.process_time() - started)
 
 
-def _clip(picked: PickedClip[RgbFrame], out: RgbFrames | None) -> Clip:
+def _clip(
+    picked: PickedClip[RgbFrame], new_frames: Callable[[tuple[int, ...]], RgbFrames] | None
+) -> Clip:
+    shape = (len(picked.frames), *picked.frames[0].shape)
+    out = new_frames(shape) if new_frames else None
     return Clip(
         fps=picked.fps,
         clip_index=picked.clip_index,
+        num_real_frames=picked.num_real_frames,
         start_seconds=picked.start_seconds,
         end_seconds=picked.end_seconds,
         frame_seconds=picked.frame_seconds,
@@ -254,6 +265,21 @@ class RgbScaler:
         self._plan, self._pixel_aspect, self._limits = plan, pixel_aspect, limits
         self._reformatter = VideoReformatter()
         self._geometries: dict[tuple[int, int, Orientation], Geometry] = {}
+        self._bucket: tuple[int, int] | None = None
+
+    def bucket(self, frame: VideoFrame) -> tuple[int, int]:
+        """Clip (H, W) of the video, by the shape of its first frame."""
+        if self._bucket is None:
+            shown = clip_geometry(
+                frame.width,
+                frame.height,
+                pixel_aspect=self._pixel_aspect,
+                orientation=orientation(frame),
+                clip_width=1,
+                clip_height=1,
+            )
+            self._bucket = nearest_bucket(shown.shown_width, shown.shown_height, self._plan.buckets)
+        return self._bucket
 
     def geometry(self, frame: VideoFrame) -> Geometry:
         """How this frame is scaled and cropped.
@@ -263,13 +289,14 @@ class RgbScaler:
         """
         key = (frame.width, frame.height, orientation(frame))
         if key not in self._geometries:
+            clip_height, clip_width = self.bucket(frame)
             geometry = clip_geometry(
                 frame.width,
                 frame.height,
                 pixel_aspect=self._pixel_aspect,
                 orientation=key[2],
-                clip_width=self._plan.width,
-                clip_height=self._plan.height,
+                clip_width=clip_width,
+                clip_height=clip_height,
             )
             check_pixels(geometry.scaled_width, geometry.scaled_height, self._limits)
             self._geometries = {key: geometry}  # the last size only: a file may hold thousands
@@ -296,7 +323,8 @@ class RgbScaler:
         ]
         picture = rows[:, : scaled.width * 3].reshape(scaled.height, scaled.width, 3)
         picture = orientation(frame).apply(picture)
-        bottom, right = geometry.top + self._plan.height, geometry.left + self._plan.width
+        clip_height, clip_width = self.bucket(frame)
+        bottom, right = geometry.top + clip_height, geometry.left + clip_width
         return np.ascontiguousarray(picture[geometry.top : bottom, geometry.left : right])
 
     @staticmethod

@@ -19,12 +19,13 @@ import ctypes
 import dataclasses
 import faulthandler
 import json
+import math
 import mmap
 import os
 import resource
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,15 @@ import numpy.typing as npt
 
 from pipeline.decode import decode_clips
 from pipeline.errors import VideoError
-from pipeline.records import Clip, ClipPlan, DecodeSummary, SourceInfo, TailPolicy, VideoLimits
+from pipeline.records import (
+    Clip,
+    ClipPlan,
+    DecodeSummary,
+    SamplingMode,
+    SourceInfo,
+    TailPolicy,
+    VideoLimits,
+)
 
 Message = dict[str, Any]
 Decode = Callable[
@@ -44,7 +53,7 @@ Decode = Callable[
         ClipPlan,
         VideoLimits,
         Callable[[], None],
-        Callable[[], npt.NDArray[np.uint8]],
+        Callable[[tuple[int, ...]], npt.NDArray[np.uint8]],
     ],
     Iterator[Clip | DecodeSummary],
 ]
@@ -58,20 +67,31 @@ class Ring:
 
     Args:
         descriptor: the memory file; it may be closed afterwards.
-        plan: gives the shape of a slot, uint8 ``[T, H, W, 3]``.
+        plan: gives the size of a slot, that of the largest clip.
         num_slots: clips that fit.
     """
 
     def __init__(self, descriptor: int, plan: ClipPlan, num_slots: int) -> None:
-        size = _HEADER_BYTES + num_slots * slot_bytes(plan)
+        size = _HEADER_BYTES + num_slots * plan.clip_bytes
         if os.fstat(descriptor).st_size < size:
             os.ftruncate(descriptor, size)
         # Never closed by hand: arrays on it keep it alive, and the last one unmaps it.
         memory = mmap.mmap(descriptor, size)
         self._counters = np.frombuffer(memory, np.uint64, count=2)
-        shape = (num_slots, plan.clip_frames, plan.height, plan.width, 3)
-        self.slots = np.frombuffer(memory, np.uint8, offset=_HEADER_BYTES).reshape(shape)
-        """uint8 ``[slots, T, H, W, 3]``."""
+        pixels = np.frombuffer(memory, np.uint8, offset=_HEADER_BYTES)
+        self._slots = pixels.reshape(num_slots, plan.clip_bytes)
+
+    def clip(self, slot: int, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """The clip in a slot, uint8 ``[T, H, W, 3]``, not copied.
+
+        Raises:
+            ValueError: a shape that does not fit the slot.
+        """
+        size = math.prod(shape)
+        if len(shape) != 4 or min(shape) < 1 or size > self._slots.shape[1]:
+            raise ValueError(f"a slot of {self._slots.shape[1]} bytes cannot hold {list(shape)}")
+        pixels: npt.NDArray[np.uint8] = self._slots[slot, :size].reshape(*shape)
+        return pixels
 
     @property
     def progress(self) -> int:
@@ -92,33 +112,33 @@ class Ring:
         self._counters[1] = value
 
 
-def slot_bytes(plan: ClipPlan) -> int:
-    """Size of one clip."""
-    return plan.clip_frames * plan.height * plan.width * 3
-
-
 def settings_message(plan: ClipPlan, limits: VideoLimits, num_slots: int) -> Message:
     """The first message to a child; `_settings` reads it."""
-    plan_fields = dataclasses.asdict(plan) | {"tail": plan.tail.name}
+    plan_fields = dataclasses.asdict(plan) | {"tail": plan.tail.name, "mode": plan.mode.name}
     return {"plan": plan_fields, "limits": dataclasses.asdict(limits), "num_slots": num_slots}
 
 
 def _settings(message: Message) -> tuple[ClipPlan, VideoLimits, int]:
     fields = message["plan"]
-    fields |= {"fps": tuple(fields["fps"]), "tail": TailPolicy[fields["tail"]]}
+    fields |= {
+        "fps": tuple(fields["fps"]),
+        "mode": SamplingMode[fields["mode"]],
+        "tail": TailPolicy[fields["tail"]],
+        "buckets": tuple((height, width) for height, width in fields["buckets"]),
+    }
     return ClipPlan(**fields), VideoLimits(**message["limits"]), message["num_slots"]
 
 
 def clip_message(clip: Clip, slot: int) -> Message:
     """A clip without its pixels, which lie in the slot."""
     fields = {f.name: getattr(clip, f.name) for f in dataclasses.fields(clip) if f.name != "frames"}
-    return {"kind": "clip", "slot": slot, "clip": fields}
+    return {"kind": "clip", "slot": slot, "shape": clip.frames.shape, "clip": fields}
 
 
-def read_clip(message: Message, slots: npt.NDArray[np.uint8]) -> Clip:
+def read_clip(message: Message, ring: Ring) -> Clip:
     """The clip of a message; its frames are a view of the slot."""
     fields = message["clip"] | {"frame_seconds": tuple(message["clip"]["frame_seconds"])}
-    return Clip(**fields, frames=slots[message["slot"]])
+    return Clip(**fields, frames=ring.clip(message["slot"], message["shape"]))
 
 
 def summary_message(summary: DecodeSummary) -> Message:
@@ -209,15 +229,14 @@ class _Child:
         os.ftruncate(self._video_fd, 0)  # one copy of the video is enough
         return data
 
-    def _next_slot(self) -> npt.NDArray[np.uint8]:
-        """A free slot; waits for the parent to release one."""
+    def _next_slot(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        """A free slot, as an array of this shape; waits for the parent to release one."""
         while not self._free:
             self._ring.is_full = True
             self._free.append(receive(self._connection)["slot"])
         self._ring.is_full = False
         self._slot = self._free.popleft()
-        slot: npt.NDArray[np.uint8] = self._ring.slots[self._slot]
-        return slot
+        return self._ring.clip(self._slot, shape)
 
 
 def limit_memory(num_bytes: int | None) -> None:

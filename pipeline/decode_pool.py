@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
-from pipeline.decode_child import Message, read_clip, read_summary, receive, slot_bytes
+from pipeline.decode_child import Message, read_clip, read_summary, receive
 from pipeline.decode_process import ChildProcess, Job
 from pipeline.errors import RunError
 from pipeline.records import Clip, ClipPlan, DecodeSummary, VideoLimits
@@ -113,7 +113,7 @@ class DecodePool:
         if num_children < 1:
             raise ValueError(f"a decode pool needs at least 1 child, got {num_children}")
         self._num_children, self._plan, self._limits = num_children, plan, limits
-        self._num_slots = min(MAX_SLOTS, max(2, ring_bytes // slot_bytes(plan)))
+        self._num_slots = min(MAX_SLOTS, max(2, ring_bytes // plan.clip_bytes))
         self._max_videos, self._max_rss_bytes = max_videos_per_child, max_child_rss_bytes
         self._child_module = child_module
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
@@ -251,7 +251,7 @@ class DecodePool:
             return
         assert job is not None
         if kind == "clip":
-            clip = read_clip(message, child.ring.slots)
+            clip = read_clip(message, child.ring)
             self._events.put(ClipDecoded(job.ticket, clip, child.releaser(message["slot"])))
         elif kind == "decoded":
             self._events.put(VideoDecoded(job.ticket, read_summary(message)))

@@ -1,19 +1,22 @@
-"""Turns batches of frames into packed tokens: the only step of the pipeline that runs the model."""
+"""Turns batches of frames into tokens: the only step of the pipeline that runs the model."""
 
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import RunError
 from pipeline.fingerprint import cpu_model
-from pipeline.packing import pack_indices, pack_latents
 from pipeline.schema import TokenFormat
 from tokenizer import TokenizerConfig
+
+if TYPE_CHECKING:
+    from tokenizer import Encoded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +37,10 @@ class EncoderSpec:
     """CPU threads of torch."""
     batch_clips: int
     """B."""
-    clip_shape: tuple[int, int, int]
-    """(T, H, W)."""
+    clip_frames: int
+    """T."""
+    buckets: tuple[tuple[int, int], ...]
+    """(H, W) of each batch shape."""
     token_format: TokenFormat
     """How tokens are packed, and which weights they must come from."""
 
@@ -45,11 +50,14 @@ class Encoder(Protocol):
 
     numerics: dict[str, Any]
     """The numeric environment."""
-    token_shape: tuple[int, ...]
-    """``[t, h, w]`` or ``[c, t, h, w]`` of one clip."""
 
-    def encode(self, frames: npt.NDArray[np.uint8], num_clips: int) -> list[bytes]:
-        """Packed tokens of the first ``num_clips`` clips of uint8 ``[B, T, H, W, 3]``."""
+    def encode(self, frames: npt.NDArray[np.uint8], num_clips: int) -> list[npt.NDArray[Any]]:
+        """Tokens of the first ``num_clips`` clips of uint8 ``[B, T, H, W, 3]``."""
+
+    def encode_pieces(
+        self, frames: npt.NDArray[np.uint8], states: Sequence[Any]
+    ) -> list[tuple[npt.NDArray[Any], Any]]:
+        """Tokens of the next piece of each stream, and its state behind the piece."""
 
 
 class ClipEncoder:
@@ -83,10 +91,6 @@ class ClipEncoder:
                 f"the checkpoint on this machine has digest {found[:12]}, the run was planned with "
                 f"{spec.token_format.checkpoint_digest[:12]}: {spec.checkpoint}"
             )
-        t_h_w = tuple(spec.tokenizer.latent_shape(*spec.clip_shape))
-        self.token_shape = (
-            t_h_w if spec.token_format.is_discrete else (spec.tokenizer.latent_channels, *t_h_w)
-        )
         self.numerics = self._describe()
 
     def _describe(self) -> dict[str, Any]:
@@ -100,34 +104,55 @@ class ClipEncoder:
             "av": importlib.metadata.version("av"),
             "precision": spec.precision,
             "threads": spec.threads,
-            "batch": [spec.batch_clips, *spec.clip_shape],
+            "batch": [spec.batch_clips, spec.clip_frames],
+            "buckets": [list(bucket) for bucket in spec.buckets],
             "compiled": False,
         }
 
-    def encode(self, frames: npt.NDArray[np.uint8], num_clips: int) -> list[bytes]:
-        """Packed tokens of the first ``num_clips`` clips.
+    def encode(self, frames: npt.NDArray[np.uint8], num_clips: int) -> list[npt.NDArray[Any]]:
+        """Tokens of the first ``num_clips`` clips.
 
         Args:
             frames: uint8 ``[B, T, H, W, 3]``, RGB; always the full batch shape.
             num_clips: clips that are not padding.
 
-        Raises:
-            RunError: the encoder gave NaN, infinity, or tokens of an unexpected shape.
-        """
-        torch, packing = self._torch, self._spec.token_format.packing
-        with torch.inference_mode():
-            encoded = self._model.encode_uint8(torch.from_numpy(frames))
-        try:
-            if encoded.indices is not None:
-                indices = encoded.indices[:num_clips].cpu().numpy()
-                self._check(indices.shape[1:])
-                return [pack_indices(clip, packing) for clip in indices]
-            both = torch.cat([encoded.mean, encoded.log_variance], dim=1)[:num_clips]
-            self._check((both.shape[1] // 2, *both.shape[2:]))
-            return [pack_latents(clip, packing) for clip in both.float().cpu().numpy()]
-        except ValueError as error:
-            raise RunError(f"the encoder gave tokens that cannot be stored: {error}") from error
+        Returns:
+            int32 ``[t, h, w]`` or float32 ``[2c, t, h, w]`` (mean, log-variance) for each.
 
-    def _check(self, shape: tuple[int, ...]) -> None:
-        if tuple(shape) != self.token_shape:
-            raise ValueError(f"tokens of shape {list(shape)}, expected {list(self.token_shape)}")
+        Raises:
+            RunError: the encoder gave NaN or infinity.
+        """
+        with self._torch.inference_mode():
+            encoded = self._model.encode_uint8(self._torch.from_numpy(frames))
+        return self._tokens(encoded, num_clips)
+
+    def encode_pieces(
+        self, frames: npt.NDArray[np.uint8], states: Sequence[Any]
+    ) -> list[tuple[npt.NDArray[Any], Any]]:
+        """Tokens of the next piece of each stream, and its state behind the piece.
+
+        Args:
+            frames: uint8 ``[B, T, H, W, 3]``, RGB; always the full batch shape.
+            states: of each stream, B at most; all None for first pieces.
+
+        Raises:
+            RunError: the encoder gave NaN or infinity.
+        """
+        num_streams, before = len(states), None
+        if states[0] is not None:
+            padding = [states[0]] * (frames.shape[0] - num_streams)
+            before = type(states[0]).cat([*states, *padding])
+        with self._torch.inference_mode():
+            encoded, after = self._model.encode_chunk_uint8(self._torch.from_numpy(frames), before)
+        tokens = self._tokens(encoded, num_streams)
+        return list(zip(tokens, after.split()[:num_streams], strict=True))
+
+    def _tokens(self, encoded: Encoded, num_clips: int) -> list[npt.NDArray[Any]]:
+        if encoded.indices is not None:
+            return list(encoded.indices[:num_clips].cpu().numpy())
+        assert encoded.mean is not None
+        assert encoded.log_variance is not None
+        both = self._torch.cat([encoded.mean, encoded.log_variance], dim=1)[:num_clips].float()
+        if not bool(self._torch.isfinite(both).all()):
+            raise RunError("the encoder gave latents that are not finite")
+        return list(both.cpu().numpy())

@@ -7,10 +7,19 @@ Shapes: T frames, H rows, W columns before the encoder; t h w after it.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
+
+
+class SamplingMode(enum.Enum):
+    """What one row of tokens covers."""
+
+    clips = "clips"
+    """T frames; a video gives many rows."""
+    whole = "whole"
+    """All of a video at one rate; encoded in pieces, whatever its length."""
 
 
 class TailPolicy(enum.Enum):
@@ -26,18 +35,25 @@ class ClipPlan:
 
     fps: tuple[float, ...]
     """Target frame rates; each gives clips of its own."""
+    mode: SamplingMode = SamplingMode.clips
+    """clips: the clips that are encoded; whole: pieces of one long clip, the first of one frame."""
     clip_frames: int
-    """T, frames in a clip."""
+    """T, frames in a clip; whole: in every piece but the first."""
     stride_frames: int
-    """Frames between the starts of two clips, at the target rate."""
+    """Frames between the starts of two clips, at the target rate; whole: T."""
+    time_factor: int = 1
+    """whole: frames per latent frame; a video's frames behind the first are a multiple of it."""
     max_clips_per_video: int | None
     """Per target rate; None: no bound."""
     tail: TailPolicy
     """drop: a tail shorter than a clip is left out; pad: its last frame is repeated."""
-    height: int
-    """H, rows of a clip."""
-    width: int
-    """W, columns of a clip."""
+    buckets: tuple[tuple[int, int], ...]
+    """Sizes of clips, each (H, W) in pixels; a video takes the one of the nearest aspect ratio."""
+
+    @property
+    def clip_bytes(self) -> int:
+        """Size of the largest clip, uint8 ``[T, H, W, 3]``."""
+        return self.clip_frames * max(height * width for height, width in self.buckets) * 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +101,9 @@ class Clip:
     fps: float
     """The target rate."""
     clip_index: int
-    """Position among the video's clips at this rate, from 0."""
+    """Position among the video's clips (whole: pieces) at this rate, from 0."""
+    num_real_frames: int
+    """whole: frames that count, the rest of the last piece is padding; clips: T."""
     start_seconds: float
     """When the clip starts, from the video's first frame."""
     end_seconds: float
@@ -94,6 +112,10 @@ class Clip:
     """Source time of each kept frame, from the video's first frame; length T."""
     frames: npt.NDArray[np.uint8]
     """uint8 ``[T, H, W, 3]``, RGB."""
+
+    def without_frames(self) -> Clip:
+        """The same clip with no pixels: frames may be a view that must not be kept."""
+        return replace(self, frames=np.empty((0, 0, 0, 3), dtype=np.uint8))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

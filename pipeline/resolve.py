@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.fingerprint import digest_of
 from pipeline.packing import index_packing
 from pipeline.reader import ReadRules
-from pipeline.records import ClipPlan, VideoLimits
+from pipeline.records import ClipPlan, SamplingMode, VideoLimits
 from pipeline.schedule import RetryRules
 from pipeline.schema import FORMAT_VERSION, TokenFormat
 from pipeline.segments import CommitRules
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 CPU_BATCH_CLIPS, GPU_BATCH_CLIPS = 1, 8
 """Default B: a CPU gains nothing from more than one clip."""
+WHOLE_PIECE_FRAMES = 16
+"""Default frames of a piece in sampling.mode=whole, as in the published streaming mode."""
 MAX_DECODERS = 8
 """Default bound on the decoder children of a worker."""
 
@@ -59,19 +61,81 @@ def shard_patterns(run: RunConfig) -> list[str]:
 
 
 def clip_plan(run: RunConfig) -> ClipPlan:
-    """Sampling with every null replaced by what the tokenizer wants."""
+    """Sampling with every null replaced by what the tokenizer wants.
+
+    Raises:
+        ConfigError: a combination that the tokenizer cannot serve.
+    """
     sampling, tokenizer = run.sampling, run.tokenizer
-    frames = sampling.clip_frames or tokenizer.clip_frames
-    side = sampling.resolution or tokenizer.resolution
-    return ClipPlan(
+    is_whole = sampling.mode is SamplingMode.whole
+    if is_whole:
+        check_whole(run)
+    frames = sampling.clip_frames or (WHOLE_PIECE_FRAMES if is_whole else tokenizer.clip_frames)
+    plan = ClipPlan(
         fps=tuple(float(rate) for rate in sampling.fps),
+        mode=sampling.mode,
         clip_frames=frames,
         stride_frames=sampling.stride_frames or frames,
+        time_factor=tokenizer.time_downsample_factor,
         max_clips_per_video=sampling.max_clips_per_video,
         tail=sampling.tail,
-        height=side,
-        width=side,
+        buckets=buckets(run),
     )
+    try:
+        for height, width in plan.buckets:
+            tokenizer.check_clip(frames + 1 if is_whole else frames, height, width)
+    except ValueError as error:
+        raise ConfigError(f"sampling does not suit tokenizer {tokenizer.name}: {error}") from error
+    return plan
+
+
+def check_whole(run: RunConfig) -> None:
+    """Whether whole videos can be streamed through the tokenizer.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    sampling, tokenizer = run.sampling, run.tokenizer
+    if not tokenizer.is_causal:
+        raise ConfigError(
+            f"sampling.mode=whole: {tokenizer.name} is not causal: its tokens depend on later "
+            "frames, so that a video cannot be encoded piece by piece; use a causal tokenizer"
+        )
+    if sampling.max_clips_per_video is not None or sampling.stride_frames is not None:
+        raise ConfigError(
+            "sampling.mode=whole makes one row of a video: sampling.stride_frames and "
+            "sampling.max_clips_per_video are for mode=clips"
+        )
+
+
+def buckets(run: RunConfig) -> tuple[tuple[int, int], ...]:
+    """(H, W) of clips.
+
+    Raises:
+        ConfigError: not a list of pairs, or given together with a resolution.
+    """
+    sampling = run.sampling
+    if sampling.buckets is None:
+        side = sampling.resolution or run.tokenizer.resolution
+        return ((side, side),)
+    if sampling.resolution is not None:
+        raise ConfigError("give sampling.resolution or sampling.buckets, not both")
+    pairs = sampling.buckets if isinstance(sampling.buckets, list) else []
+    is_right = all(
+        isinstance(pair, list)
+        and len(pair) == 2
+        and all(isinstance(n, int) and n > 0 for n in pair)
+        for pair in pairs
+    )
+    if not pairs or not is_right:
+        raise ConfigError(
+            f"sampling.buckets must be a list of [H, W] like [[256,256],[192,336]], "
+            f"got {sampling.buckets!r}"
+        )
+    found = tuple((height, width) for height, width in pairs)
+    if len(set(found)) != len(found):
+        raise ConfigError(f"sampling.buckets names a size twice: {sampling.buckets}")
+    return found
 
 
 def video_limits(run: RunConfig) -> VideoLimits:
@@ -244,7 +308,8 @@ def worker_spec(
             device=device,
             threads=encoder.threads,
             batch_clips=encoder.batch_clips or recorded_batch or default_batch,
-            clip_shape=(plan.clip_frames, plan.height, plan.width),
+            clip_frames=plan.clip_frames,
+            buckets=plan.buckets,
             token_format=token_format(run, weights),
         ),
         plan=plan,

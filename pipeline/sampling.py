@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Generic, TypeVar
 
-from pipeline.records import ClipPlan, TailPolicy
+from pipeline.records import ClipPlan, SamplingMode, TailPolicy
 
 Raw = TypeVar("Raw")
 Kept = TypeVar("Kept")
@@ -105,19 +105,35 @@ def is_too_slow(source_rate: Fraction | None, target: Fraction) -> bool:
     return source_rate is not None and source_rate < target * (1 - RATE_TOLERANCE)
 
 
-def tail_start(
-    num_ticks: int, num_whole_clips: int, *, clip_frames: int, stride_frames: int
-) -> int | None:
-    """First tick of the clip to pad: None unless it shows a tick that no earlier clip showed.
+def clip_ticks(index: int, plan: ClipPlan) -> range:
+    """Ticks of a clip; in mode whole of a piece: the first is one frame, as streams begin.
 
-    >>> tail_start(20, 1, clip_frames=17, stride_frames=17)
-    17
-    >>> tail_start(17, 1, clip_frames=17, stride_frames=8) is None
-    True
+    >>> plan = ClipPlan(fps=(8.0,), clip_frames=17, stride_frames=16, max_clips_per_video=None,
+    ...     tail=TailPolicy.drop, buckets=((64, 64),))
+    >>> clip_ticks(2, plan)
+    range(32, 49)
     """
-    start = num_whole_clips * stride_frames
-    covered = (num_whole_clips - 1) * stride_frames + clip_frames if num_whole_clips else 0
-    return start if num_ticks > max(start, covered) else None
+    if plan.mode is SamplingMode.whole:
+        start = 1 + (index - 1) * plan.clip_frames if index else 0
+        return range(start, start + (plan.clip_frames if index else 1))
+    return range(index * plan.stride_frames, index * plan.stride_frames + plan.clip_frames)
+
+
+def tail_frames(num_ticks: int, num_whole_clips: int, plan: ClipPlan) -> int | None:
+    """Frames that count in the clip to pad at a video's end; None when there is none.
+
+    Clips: only with ``tail=pad``, and only when it shows a tick that no earlier clip showed; all T
+    count. Whole: what makes the length 1 + k * time_factor, rounded down (drop) or up (pad).
+    """
+    clip = clip_ticks(num_whole_clips, plan)
+    left = num_ticks - clip.start
+    if plan.mode is SamplingMode.whole:
+        rounding = math.ceil if plan.tail is TailPolicy.pad else math.floor
+        real = rounding(left / plan.time_factor) * plan.time_factor if left > 0 else 0
+        return real or None
+    covered = clip_ticks(num_whole_clips - 1, plan).stop if num_whole_clips else 0
+    is_due = plan.tail is TailPolicy.pad and num_ticks > max(clip.start, covered)
+    return plan.clip_frames if is_due else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +144,8 @@ class PickedClip(Generic[Kept]):
     """The target rate."""
     clip_index: int
     """Position among the video's clips at this rate, from 0."""
+    num_real_frames: int
+    """Frames that count; those behind are padding (whole mode's last piece)."""
     start_seconds: float
     """Time of the clip's first tick."""
     end_seconds: float
@@ -229,43 +247,39 @@ class _RateSampler(Generic[Kept]):
     @property
     def wants_next_tick(self) -> bool:
         """False between two clips, where the stride is longer than a clip."""
-        return self.next_tick >= self.num_clips * self._plan.stride_frames
+        return self.next_tick >= clip_ticks(self.num_clips, self._plan).start
 
     def show(self, seconds: float, kept: Kept | None) -> Iterator[PickedClip[Kept]]:
         if self.wants_next_tick:
             assert kept is not None
             self._shown.append((seconds, kept))
         self.next_tick += 1
-        start = self.num_clips * self._plan.stride_frames
-        if self.next_tick == start + self._plan.clip_frames:
-            yield self._clip(start, end=None)
+        clip = clip_ticks(self.num_clips, self._plan)
+        if self.next_tick == clip.stop:
+            yield self._clip(clip, len(clip), end=None)
 
     def finish(self, end_seconds: Fraction) -> Iterator[PickedClip[Kept]]:
-        plan = self._plan
-        start = tail_start(
-            self.next_tick,
-            self.num_clips,
-            clip_frames=plan.clip_frames,
-            stride_frames=plan.stride_frames,
-        )
-        if plan.tail is TailPolicy.pad and start is not None and not self.is_done:
-            missing = start + plan.clip_frames - self.next_tick
-            self._shown.extend([self._shown[-1]] * missing)
-            yield self._clip(start, end=end_seconds)
+        num_real = tail_frames(self.next_tick, self.num_clips, self._plan)
+        if num_real is None or self.is_done:
+            return
+        clip = clip_ticks(self.num_clips, self._plan)
+        self._shown.extend([self._shown[-1]] * (clip.stop - self.next_tick))
+        yield self._clip(clip, num_real, end=end_seconds)
 
-    def _clip(self, start: int, *, end: Fraction | None) -> PickedClip[Kept]:
-        plan = self._plan
-        grid_end = Fraction(start + plan.clip_frames) / self.rate
+    def _clip(self, ticks: range, num_real: int, *, end: Fraction | None) -> PickedClip[Kept]:
+        grid_end = Fraction(ticks.start + num_real) / self.rate
         clip = PickedClip(
             fps=self.fps,
             clip_index=self.num_clips,
-            start_seconds=float(Fraction(start) / self.rate),
+            num_real_frames=num_real,
+            start_seconds=float(Fraction(ticks.start) / self.rate),
             end_seconds=float(grid_end if end is None else min(grid_end, end)),
-            frame_seconds=tuple(seconds for seconds, _ in self._shown),
+            frame_seconds=tuple(seconds for seconds, _ in self._shown)[:num_real],
             frames=tuple(kept for _, kept in self._shown),
         )
         self.num_clips += 1
-        for _ in range(min(plan.stride_frames, len(self._shown))):
+        next_start = clip_ticks(self.num_clips, self._plan).start
+        for _ in range(min(next_start - ticks.start, len(self._shown))):
             self._shown.popleft()
         return clip
 

@@ -17,6 +17,8 @@ import pyarrow as pa
 
 from pipeline.packing import (
     INDEX_PACKINGS,
+    pack_indices,
+    pack_latents,
     packed_bytes,
     unpack_indices,
     unpack_latents,
@@ -64,9 +66,25 @@ class TokenFormat:
             return tuple(token_shape)
         return (2 * token_shape[0], *token_shape[1:])
 
+    def token_shape(self, stored_shape: Sequence[int]) -> tuple[int, ...]:
+        """The inverse of ``stored_shape``."""
+        if self.is_discrete:
+            return tuple(stored_shape)
+        return (stored_shape[0] // 2, *stored_shape[1:])
+
     def clip_bytes(self, token_shape: Sequence[int]) -> int:
         """Bytes of one clip's ``tokens``."""
         return packed_bytes(self.packing, int(np.prod(self.stored_shape(token_shape))))
+
+    def pack(self, tokens: npt.NDArray[Any]) -> bytes:
+        """int32 ``[t, h, w]``, or float32 ``[2c, t, h, w]``, to the bytes of ``tokens``.
+
+        Raises:
+            ValueError: values that the packing cannot hold.
+        """
+        if self.is_discrete:
+            return pack_indices(tokens, self.packing)
+        return pack_latents(tokens, self.packing)
 
     def unpack(self, blob: npt.NDArray[np.uint8], token_shape: Sequence[int]) -> npt.NDArray[Any]:
         """uint8 ``[B, clip_bytes]`` to int32 ``[B, t, h, w]`` or float32 ``[B, 2c, t, h, w]``."""

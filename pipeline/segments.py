@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from pipeline.errors import ShardError, VideoError
 from pipeline.manifest import Receipt, commit, new_attempt, part_name
 from pipeline.reader import Sample, Source, key_digest
@@ -73,10 +75,8 @@ class EncodedClip:
     """Source time of each kept frame."""
     bucket: str
     """Height and width of the clip, ``256x256``."""
-    token_shape: tuple[int, ...]
-    """``[t, h, w]`` or ``[c, t, h, w]``."""
-    tokens: bytes
-    """Packed."""
+    tokens: npt.NDArray[Any]
+    """int32 ``[t, h, w]``; latents: float32 ``[2c, t, h, w]``, mean, then log-variance."""
 
 
 @dataclass(slots=True)
@@ -108,7 +108,7 @@ class OpenVideo:
         """Clips that count."""
         return 0 if self.failure is not None else len(self.clips)
 
-    def rows(self, shard: str) -> list[TokenRow]:
+    def rows(self, shard: str, token_format: TokenFormat) -> list[TokenRow]:
         """Rows of the part, by rate, then time."""
         if self.failure is not None or self.summary is None:
             return []
@@ -129,8 +129,8 @@ class OpenVideo:
                 bucket=clip.bucket,
                 caption=sample.caption,
                 metadata=sample.metadata,
-                token_shape=clip.token_shape,
-                tokens=clip.tokens,
+                token_shape=token_format.token_shape(clip.tokens.shape),
+                tokens=token_format.pack(clip.tokens),
             )
             for _, clip in sorted(self.clips.items())
         ]
@@ -234,7 +234,7 @@ class SegmentWriter:
     ) -> Receipt:
         """Publish the part; returns the receipt that would commit it."""
         shard, began = self._task.shard, time.monotonic()
-        rows = [row for video in videos for row in video.rows(shard.name)]
+        rows = [row for video in videos for row in video.rows(shard.name, self._format)]
         name, digest = None, None
         if rows:
             name = part_name(shard.name, self._segment, self._attempt)

@@ -7,6 +7,7 @@ files need: pixels that are not square, rotation tags, clips that are not square
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -174,3 +175,15 @@ def scaler_matrix(tag: int, coded_height: int) -> int | None:
     if tag == UNSPECIFIED:
         return BT709 if coded_height >= HD_HEIGHT else BT470BG
     return _MATRIX_TO_SCALER.get(tag)
+
+
+def nearest_bucket(
+    shown_width: int, shown_height: int, buckets: Sequence[tuple[int, int]]
+) -> tuple[int, int]:
+    """The (H, W) whose aspect ratio is nearest, as a ratio of ratios; the first one of equals.
+
+    >>> nearest_bucket(1920, 1080, [(256, 256), (192, 336), (336, 192)])
+    (192, 336)
+    """
+    aspect = math.log(shown_width / shown_height)
+    return min(buckets, key=lambda bucket: abs(math.log(bucket[1] / bucket[0]) - aspect))

@@ -15,24 +15,34 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.batcher import Batch, Batcher
-from pipeline.decode_pool import ClipDecoded, DecodePool, VideoDecoded, VideoFailed, VideoRetried
+from pipeline.batcher import ClipBatcher, GathersClips, Rows
+from pipeline.decode_pool import (
+    ClipDecoded,
+    DecodePool,
+    Event,
+    VideoDecoded,
+    VideoFailed,
+    VideoRetried,
+)
 from pipeline.encode import ClipEncoder, Encoder, EncoderSpec
 from pipeline.errors import RunError, ShardError, VideoError, WorkerLost
 from pipeline.fingerprint import differences
 from pipeline.intake import ByteBudget, ShardReading
 from pipeline.manifest import Receipt
 from pipeline.reader import ReadRules, source_of
-from pipeline.records import Clip, ClipPlan, VideoLimits
-from pipeline.segments import CommitRules, EncodedClip, OpenVideo, SegmentWriter, ShardTask
+from pipeline.records import ClipPlan, SamplingMode, VideoLimits
+from pipeline.segments import CommitRules, OpenVideo, SegmentWriter, ShardTask
 from pipeline.storage import Storage
+from pipeline.streams import StreamBatcher
 
 logger = logging.getLogger(__name__)
 
+EVENT_SECONDS = 0.01
+"""Longest wait for a decoder's message before batches are looked at again."""
 MAX_OPEN_VIDEOS = 64
 """Videos of one worker that are read and not yet decoded."""
 
@@ -75,16 +85,6 @@ class Counters:
     decoder_restarts: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Tag:
-    """Whose a clip in a batch is."""
-
-    video: OpenVideo
-    tries: int
-    clip: dict[str, Any]
-    """Fields of its ``EncodedClip`` but the tokens."""
-
-
 class Worker:
     """Runs shards; ``run_shard`` may be called from several threads at once."""
 
@@ -102,8 +102,12 @@ class Worker:
         self._temporary = tempfile.TemporaryDirectory(prefix="vidtok-")
         self._scratch = self.storage.scratch(Path(self._temporary.name))
         self._pool = DecodePool(num_children=spec.decoders, plan=spec.plan, limits=spec.limits)
-        self._batcher: Batcher[_Tag] = Batcher(spec.encoder.batch_clips, spec.encoder.clip_shape)
-        self._batches: queue.Queue[Batch[_Tag] | None] = queue.Queue(maxsize=1)
+        self._batcher: GathersClips = (
+            StreamBatcher(spec.encoder.batch_clips, spec.plan.time_factor)
+            if spec.plan.mode is SamplingMode.whole
+            else ClipBatcher(spec.encoder.batch_clips)
+        )
+        self._batches: queue.Queue[Any] = queue.Queue(maxsize=1)
         self._budget = ByteBudget(spec.read_ahead_bytes, MAX_OPEN_VIDEOS)
         self._tickets = itertools.count()
         self._decoding: dict[int, OpenVideo] = {}
@@ -258,44 +262,52 @@ class Worker:
             self._changed.notify_all()
 
     def _collect(self) -> None:
-        """Take clips from the decoders into batches; flush when nobody can supply another clip."""
+        """Take clips from the decoders into batches, and hand batches to the encoder."""
         while not self._stopped.is_set():
-            event = self._pool.next_event(0.1)
-            if isinstance(event, ClipDecoded):
-                try:
-                    video = self._decoding[event.ticket]
-                    tag = _Tag(video, video.tries, _without_pixels(event.clip))
-                    batch = self._batcher.add(tag, event.clip.frames)
-                finally:
-                    event.release()
+            self._take(self._pool.next_event(EVENT_SECONDS))
+            while (batch := self._next_batch()) is not None:
                 self._hand_over(batch)
-            elif isinstance(event, VideoRetried):
-                with self._changed:
-                    video = self._decoding[event.ticket]
-                    video.tries += 1
-                    video.clips.clear()
-            elif event is not None:
-                self._end_of_video(event)
+
+    def _take(self, event: Event | None) -> None:
+        if isinstance(event, ClipDecoded):
             with self._changed:
-                starving = not self._decoding and not self._num_readers
-            if starving:
-                self._hand_over(self._batcher.flush())
+                self._batcher.add(self._decoding[event.ticket], event.clip, event.release)
+        elif isinstance(event, VideoRetried):
+            with self._changed:
+                video = self._decoding[event.ticket]
+                video.tries += 1
+                video.clips.clear()
+                self._batcher.forget(video)
+        elif event is not None:
+            self._end_of_video(event)
 
     def _end_of_video(self, event: VideoDecoded | VideoFailed) -> None:
         with self._changed:
             video = self._decoding.pop(event.ticket)
             size = len(video.original)
             if isinstance(event, VideoDecoded):
-                video.summary = event.summary
+                num_rows, rows = self._batcher.decoded(video, event.summary.num_clips)
+                video.summary = replace(event.summary, num_clips=num_rows)
                 video.original = b""
+                self._keep(rows)
             else:
                 video.failure = VideoError(event.reason, event.message)
                 video.clips.clear()
+                self._batcher.forget(video)
             self._changed.notify_all()
         self._budget.give_back(size)
 
-    def _hand_over(self, batch: Batch[_Tag] | None) -> None:
-        while batch is not None and not self._stopped.is_set():
+    def _next_batch(self) -> Any:
+        """A full batch; one that is not full when nobody can supply another clip for it."""
+        busy = self._pool.num_busy
+        is_blocked = busy > 0 and busy == self._pool.num_waiting and self._batches.empty()
+        with self._changed:
+            is_idle = not self._decoding and not self._num_readers
+            waits = self._batcher.waits_for(is_idle=is_idle, is_blocked=is_blocked)
+            return self._batcher.take(partial=not waits)
+
+    def _hand_over(self, batch: Any) -> None:
+        while not self._stopped.is_set():
             try:
                 self._batches.put(batch, timeout=0.5)
             except queue.Full:
@@ -317,16 +329,15 @@ class Worker:
             if batch is None:
                 continue
             began = time.monotonic()
-            tokens = self._encoder.encode(batch.frames, len(batch.tags))
+            result = self._batcher.run(batch, self._encoder)
             with self._changed:
                 self.counters.encode_seconds += time.monotonic() - began
-                for tag, packed in zip(batch.tags, tokens, strict=True):
-                    if tag.tries == tag.video.tries and tag.video.failure is None:
-                        clip = EncodedClip(
-                            **tag.clip, token_shape=self._encoder.token_shape, tokens=packed
-                        )
-                        tag.video.clips[clip.fps, clip.clip_index] = clip
+                self._keep(self._batcher.encoded(batch, result))
                 self._changed.notify_all()
+
+    def _keep(self, rows: Rows) -> None:
+        for video, clip in rows:
+            video.clips[clip.fps, clip.clip_index] = clip
 
 
 def check_numerics(storage: Storage, numerics: Mapping[str, Any], *, strict: bool) -> None:
@@ -346,16 +357,3 @@ def check_numerics(storage: Storage, numerics: Mapping[str, Any], *, strict: boo
     if strict:
         raise RunError(f"{text}; refused by numerics=strict")
     logger.warning("%s; tokens may differ in the last bits", text)
-
-
-def _without_pixels(clip: Clip) -> dict[str, Any]:
-    """The frames are a view into a decoder's ring and must not be kept."""
-    height, width = clip.frames.shape[1:3]
-    return {
-        "fps": clip.fps,
-        "clip_index": clip.clip_index,
-        "start_seconds": clip.start_seconds,
-        "end_seconds": clip.end_seconds,
-        "frame_seconds": clip.frame_seconds,
-        "bucket": f"{height}x{width}",
-    }

@@ -29,11 +29,12 @@ def decode(data, plan, limits, on_progress, new_frames):
     command = data.decode()
     for index in range(int(re.search(r"clips=(\d+)|$", command).group(1) or 0)):
         on_progress()
-        frames = new_frames()
+        frames = new_frames((plan.clip_frames, *plan.buckets[0], 3))
         frames[:] = index
         yield Clip(
             fps=plan.fps[0],
             clip_index=index,
+            num_real_frames=plan.clip_frames,
             start_seconds=index / 3,
             end_seconds=index + 1.0,
             frame_seconds=(0.1,) * plan.clip_frames,

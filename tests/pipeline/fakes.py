@@ -24,6 +24,7 @@ from pipeline.schema import TokenFormat, TokenRow, clip_id
 from pipeline.segments import CommitRules, EncodedClip, OpenVideo, SegmentWriter, ShardTask
 from pipeline.shards import Shard, ShardKind
 from pipeline.storage import Storage
+from tests.pipeline.media import read_number
 
 MATERIAL = {"tokenizer": {"name": "fake"}, "packing": "u16+u2"}
 SOURCE = Source(size_bytes=1000, version="v1")
@@ -119,8 +120,7 @@ def video(
             end_seconds=index * 2.0 + 2.0,
             frame_seconds=(index * 2.0,),
             bucket="64x64",
-            token_shape=SHAPE,
-            tokens=pack_indices(indices_of(100 * number + index), "u16+u2"),
+            tokens=indices_of(100 * number + index),
         )
         for index in range(clips)
     }
@@ -193,17 +193,30 @@ class FakeEncoder:
     """Indices that tell which pixels they were made of, without a model."""
 
     numerics: dict[str, Any] = {"device": "fake"}  # noqa: RUF012 (the protocol's attribute)
-    token_shape: tuple[int, ...] = (1, 2, 2)
 
     def __init__(self, *, seconds: float = 0.0, error: Exception | None = None) -> None:
         self.seconds, self.error = seconds, error
+        self.batches: list[tuple[tuple[int, ...], tuple[Any, ...]]] = []
 
-    def encode(self, frames: npt.NDArray[np.uint8], num_clips: int) -> list[bytes]:
+    def encode(self, frames: npt.NDArray[np.uint8], num_clips: int) -> list[npt.NDArray[Any]]:
         time.sleep(self.seconds)
         if self.error is not None:
             raise self.error
         means = frames[:num_clips].reshape(num_clips, 4, -1).mean(axis=2)
-        return [pack_indices((clip * 64).astype(np.int32), "u16+u2") for clip in means]
+        return [(clip * 64).astype(np.int32).reshape(1, 2, 2) for clip in means]
+
+    def encode_pieces(
+        self, frames: npt.NDArray[np.uint8], states: Sequence[Any]
+    ) -> list[tuple[npt.NDArray[Any], Any]]:
+        """The number shown by the first frame, then by every second; the state counts frames."""
+        self.batches.append((frames.shape, tuple(states)))
+        step = 1 if states[0] is None else 2
+        result = []
+        for clip, state in zip(frames, states, strict=False):
+            numbers = [read_number(picture) for picture in clip[step - 1 :: step]]
+            tokens = np.array(numbers, dtype=np.int32).reshape(-1, 1, 1)
+            result.append((tokens, (state or 0) + frames.shape[1]))
+        return result
 
 
 Outcome = Callable[[ShardTask], Finished]

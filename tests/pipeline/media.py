@@ -97,8 +97,7 @@ def plan_of(*fps: float, clip_frames: int = 4, **changes: object) -> ClipPlan:
         "stride_frames": clip_frames,
         "max_clips_per_video": None,
         "tail": TailPolicy.drop,
-        "height": SIZE,
-        "width": SIZE,
+        "buckets": ((SIZE, SIZE),),
     }
     return ClipPlan(fps=fps, clip_frames=clip_frames, **fields | changes)  # type: ignore[arg-type]
 

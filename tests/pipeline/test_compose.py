@@ -156,7 +156,7 @@ def test_shards_of_webvid_come_from_the_environment(monkeypatch: pytest.MonkeyPa
 def test_what_the_tokenizer_wants_stands_in_for_null() -> None:
     run = runs.config("+dataset=demo", "+tokenizer=fsq_4x8x8_noncausal")
     plan = compose.clip_plan(run)
-    assert (plan.clip_frames, plan.stride_frames, plan.height, plan.width) == (16, 16, 256, 256)
+    assert (plan.clip_frames, plan.stride_frames, plan.buckets) == (16, 16, ((256, 256),))
 
 
 def test_a_value_on_the_command_line_beats_the_file() -> None:

@@ -166,7 +166,7 @@ def test_clips_are_written_where_the_caller_says():
     arrays = [np.zeros((4, SIZE, SIZE, 3), np.uint8) for _ in range(2)]
     supply = iter(arrays)
     items = decode_clips(
-        encode(range(8)), plan_of(30), VideoLimits(), new_frames=lambda: next(supply)
+        encode(range(8)), plan_of(30), VideoLimits(), new_frames=lambda shape: next(supply)
     )
     clips = [item for item in items if isinstance(item, Clip)]
     assert all(clip.frames is array for clip, array in zip(clips, arrays, strict=True))

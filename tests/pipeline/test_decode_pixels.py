@@ -130,7 +130,7 @@ def test_rotation_tags_are_applied(turn, flips, white):
     data = encode(
         range(4), draw=corner, set_up=lambda stream: stream.set_display_rotation(turn, *flips)
     )
-    clips, summary = decoded(data, plan_of(30, width=48, height=48))
+    clips, summary = decoded(data, plan_of(30, buckets=((48, 48),)))
     quarters = clips[0].frames[0].reshape(2, 24, 2, 24, 3).mean(axis=(1, 3, 4))
     assert np.unravel_index(quarters.argmax(), (2, 2)) == white
     size = (summary.source.width, summary.source.height)
@@ -142,7 +142,7 @@ def test_pixel_aspect_is_applied():
         stream.codec_context.sample_aspect_ratio = Fraction(2)
 
     data = encode(range(4), draw=lambda k: numbered(k, 64, 128), set_up=set_up)
-    clips, summary = decoded(data, plan_of(30, width=128, height=128))
+    clips, summary = decoded(data, plan_of(30, buckets=((128, 128),)))
     assert (summary.source.width, summary.source.height) == (128, 128)
     assert read_numbers(clips[0]) == [0, 1, 2, 3]
 
@@ -158,7 +158,7 @@ def test_size_may_change_in_mid_stream():
         )
 
     data = jpeg(1, (64, 64)) + jpeg(2, (128, 96)) + jpeg(3, (64, 64)) + jpeg(4, (48, 80))
-    clips, _ = decoded(data, plan_of(25, width=48, height=48))
+    clips, _ = decoded(data, plan_of(25, buckets=((48, 48),)))
     assert clips[0].frames.shape == (4, 48, 48, 3)
     assert clips[0].frames[0].std() > 50
 
@@ -193,7 +193,7 @@ def test_pixels_match_the_reference_preprocessing(name, size):
     """Measured on four clips: mean difference 0.14 to 0.56 of 255, PSNR 48.6 to 60 dB."""
     with av.open(io.BytesIO((DEMO_CLIPS / name).read_bytes())) as container:
         frame = next(container.decode(video=0))
-        ours = RgbScaler(plan_of(8, width=size, height=size), None, VideoLimits()).rgb(frame)
+        ours = RgbScaler(plan_of(8, buckets=((size, size),)), None, VideoLimits()).rgb(frame)
         difference = ours.astype(np.float32) - reference(frame, size)
     psnr = 10 * np.log10(255**2 / np.square(difference).mean())
 

@@ -27,8 +27,7 @@ PLAN = ClipPlan(
     stride_frames=3,
     max_clips_per_video=None,
     tail=TailPolicy.drop,
-    height=8,
-    width=8,
+    buckets=((8, 8),),
 )
 
 

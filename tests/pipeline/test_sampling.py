@@ -14,7 +14,7 @@ from pipeline.sampling import (
     is_too_slow,
     last_frame_duration,
     mean_rate,
-    tail_start,
+    tail_frames,
 )
 from tests.pipeline.media import expected_picks, plan_of
 
@@ -183,9 +183,13 @@ def test_last_frame_duration_is_bounded_by_the_video_itself():
 
 
 def test_tail_is_padded_only_where_it_shows_something_new():
-    assert tail_start(0, 0, clip_frames=4, stride_frames=4) is None
-    assert tail_start(1, 0, clip_frames=4, stride_frames=4) == 0
-    assert tail_start(6, 1, clip_frames=4, stride_frames=8) is None
+    padded = plan_of(8.0, clip_frames=4, tail=TailPolicy.pad)
+    assert tail_frames(0, 0, padded) is None
+    assert tail_frames(1, 0, padded) == 4
+    assert tail_frames(4, 1, padded) is None
+    apart = plan_of(8.0, clip_frames=4, stride_frames=8, tail=TailPolicy.pad)
+    assert tail_frames(6, 1, apart) is None
+    assert tail_frames(1, 0, plan_of(8.0, clip_frames=4)) is None
 
 
 def put_in_order(times, expected=None, **options):
