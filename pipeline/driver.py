@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ _actor_class: Any = EncoderActor
 
 START_SECONDS = 600.0
 """Longest wait for the first actor to load its model."""
+CONNECT_SECONDS = 10.0
+"""Longest wait for the head of a cluster to answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,21 @@ class Cluster:
         return max(1.0, min(wanted, smallest))
 
 
+def check_reachable(address: str) -> None:
+    """Ray itself would try for many minutes, and say little.
+
+    Raises:
+        RunError: nothing listens at HOST:PORT (``auto`` and ``ray://`` are left to Ray).
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "://" in address:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise RunError(f"cluster.address={address}: cannot join Ray: {error}") from error
+
+
 def start_ray(address: str | None) -> Cluster:
     """Start Ray here (``address`` None) or join a running cluster.
 
@@ -71,6 +89,7 @@ def start_ray(address: str | None) -> Cluster:
     if address is None:
         options |= {"include_dashboard": False, "address": "local"}
     else:
+        check_reachable(address)
         options |= {"address": address}
     # every local Ray prints four lines about its token; pipeline/README.md tells about it
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
