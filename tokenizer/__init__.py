@@ -12,12 +12,13 @@ if TYPE_CHECKING:
         NormKind,
         PadMode,
         Precision,
+        PublishedMetrics,
         QuantizerConfig,
         QuantizerKind,
         TokenizerConfig,
         Version,
     )
-    from tokenizer.cost import decode_flops, encode_flops, state_bytes
+    from tokenizer.cost import decode_flops, encode_flops, num_parameters, state_bytes
     from tokenizer.errors import (
         BadWeights,
         CheckpointError,
@@ -59,6 +60,7 @@ __all__ = [
     "NormKind",
     "PadMode",
     "Precision",
+    "PublishedMetrics",
     "QuantizerConfig",
     "QuantizerKind",
     "RangeError",
@@ -77,6 +79,7 @@ __all__ = [
     "get_config",
     "list_tokenizers",
     "load_tokenizer",
+    "num_parameters",
     "state_bytes",
 ]
 
@@ -86,12 +89,13 @@ _MODULES = {
         "NormKind",
         "PadMode",
         "Precision",
+        "PublishedMetrics",
         "QuantizerConfig",
         "QuantizerKind",
         "TokenizerConfig",
         "Version",
     ),
-    "cost": ("decode_flops", "encode_flops", "state_bytes"),
+    "cost": ("decode_flops", "encode_flops", "num_parameters", "state_bytes"),
     "model": ("Encoded", "VideoTokenizer", "build"),
     "registry": ("get_config", "list_tokenizers"),
     "streaming": ("EncoderState",),

@@ -13,6 +13,7 @@ import safetensors
 import torch
 from torch import Tensor
 
+from tokenizer.checks import parse_name
 from tokenizer.config import Precision, TokenizerConfig
 from tokenizer.errors import (
     BadWeights,
@@ -21,7 +22,7 @@ from tokenizer.errors import (
     UnreadableCheckpoint,
 )
 from tokenizer.fetch import fetch, without_secrets
-from tokenizer.model import VideoTokenizer, make_quantizer, parse_precision
+from tokenizer.model import VideoTokenizer, make_quantizer
 from tokenizer.registry import get_config, list_tokenizers
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def load_tokenizer(
             ``@sha256:<hex>`` (see ``fetch``); "auto" for the published file; "random"; None takes
             ``config.default_checkpoint``.
         device: where the model shall be.
-        precision: fp32 or bf16.
+        precision: fp32, tf32 or bf16.
         seed: for random weights; the same seed gives the same weights in every process.
         decoder: False leaves the decoder out of the model; the whole file is checked all the same.
         overrides: fields of ``TokenizerConfig`` to replace, when a name is given.
@@ -93,7 +94,7 @@ def load_tokenizer(
         CheckpointError: no checkpoint, or one that is out of reach, unreadable, for another
             model, or broken.
     """
-    precision = parse_precision(precision)
+    precision = parse_name("precision", precision, Precision)
     if isinstance(name, str):
         config = get_config(name, **overrides)
     elif overrides:

@@ -46,6 +46,7 @@ class Precision(enum.Enum):
     """Arithmetic of convolutions and attention; norms and quantiser are always float32."""
 
     fp32 = "fp32"
+    tf32 = "tf32"  # CUDA: products rounded to 10 bits of mantissa; elsewhere the same as fp32
     bf16 = "bf16"
 
 
@@ -73,6 +74,24 @@ class QuantizerConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class PublishedMetrics:
+    """Quality that the authors of VidTok state for a model; it decides nothing here.
+
+    On the 30 videos of MCL-JCV at 30 frames per second and 256 x 256 pixels: v1.0 in clips of 17
+    (non-causal: 16) frames, v1.1 whole videos in chunks with overlap.
+    """
+
+    psnr: float
+    """dB, higher is better."""
+    ssim: float
+    """Up to 1."""
+    lpips: float
+    """Lower is better."""
+    fvd: float
+    """Lower is better."""
+
+
+@dataclass(kw_only=True, slots=True)
 class TokenizerConfig:
     """One video autoencoder of the VidTok family (arXiv 2412.13061).
 
@@ -87,6 +106,8 @@ class TokenizerConfig:
     """Name of the published configuration; null for our own."""
     checkpoint_file: str | None = None
     """Name of the published file with the weights; null where none is published."""
+    published: PublishedMetrics | None = None
+    """Published quality; null where none is stated."""
     default_checkpoint: str | None = None
     """Checkpoint to use when none is given; null: one must be given."""
     is_causal: bool = True

@@ -8,6 +8,7 @@ rest. The network itself is in ``encoder.py`` and ``decoder.py``; the tests hold
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizer.config import Precision, TokenizerConfig
 
@@ -28,12 +29,24 @@ class Product:
     """Frames, rows and columns of the output."""
     past_frames: int = 0
     """Input frames that a causal layer keeps between two chunks."""
+    has_norm: bool = False
+    """Whether a normalisation of its input goes before it."""
+    has_blend: bool = False
+    """Whether a learned factor blends its output with a plain resampling."""
+    has_weights: bool = True
+    """False for attention."""
 
     @property
     def flops(self) -> int:
         """A multiplication and an addition count as two; biases are left out."""
         t, h, w = self.shape
         return 2 * self.taps * self.in_channels * self.out_channels * t * h * w
+
+    @property
+    def parameters(self) -> int:
+        """Learned numbers: weights, biases, those of the normalisation, and the factor."""
+        weights = (self.taps * self.in_channels + 1) * self.out_channels
+        return self.has_weights * weights + self.has_norm * 2 * self.in_channels + self.has_blend
 
 
 def encode_flops(config: TokenizerConfig, num_frames: int, height: int, width: int) -> int:
@@ -55,6 +68,18 @@ def decode_flops(config: TokenizerConfig, num_frames: int, height: int, width: i
     """
     t, h, w = config.latent_shape(num_frames, height, width)
     return sum(product.flops for product in _decoder(config, t, h, w))
+
+
+def num_parameters(config: TokenizerConfig) -> tuple[int, int]:
+    """Learned numbers of encoder and decoder.
+
+    >>> from tokenizer import get_config
+    >>> num_parameters(get_config("fsq_4x8x8"))
+    (69230472, 88221189)
+    """
+    factor = config.time_downsample_factor
+    encoder, decoder = _encoder(config, factor, 64, 64), _decoder(config, factor, 64, 64)
+    return sum(part.parameters for part in encoder), sum(part.parameters for part in decoder)
 
 
 def state_bytes(
@@ -86,14 +111,13 @@ def _encoder(config: TokenizerConfig, t: int, h: int, w: int) -> Iterator[Produc
             before = c
         if level in config.spatial_levels_down:
             h, w = h // 2, w // 2
-            yield Product(taps=9, in_channels=c, out_channels=c, shape=(t, h, w))
+            yield _product(9, c, c, (t, h, w))
             if level in config.time_levels_down:
                 t //= 2
-                yield Product(
-                    taps=27, in_channels=c, out_channels=c, shape=(t, h, w), past_frames=1
-                )
+                yield _product(27, c, c, (t, h, w), past_frames=1, has_blend=True)
     yield from _middle(before, (t, h, w))
-    yield _volume(before, config.latent_channels * (2 if config.double_z else 1), (t, h, w))
+    out_channels = config.latent_channels * (2 if config.double_z else 1)
+    yield _volume(before, out_channels, (t, h, w), has_norm=True)
 
 
 def _decoder(config: TokenizerConfig, t: int, h: int, w: int) -> Iterator[Product]:
@@ -107,31 +131,36 @@ def _decoder(config: TokenizerConfig, t: int, h: int, w: int) -> Iterator[Produc
             before = c
         if level in config.spatial_levels_up:
             h, w = 2 * h, 2 * w
-            yield Product(taps=9, in_channels=c, out_channels=c, shape=(t, h, w))
+            yield _product(9, c, c, (t, h, w))
             if level in config.time_levels_up:
                 t *= 2
-                yield _volume(c, c, (t, h, w))
-    yield _volume(before, COLOURS, (t, h, w))
+                yield _volume(c, c, (t, h, w), has_blend=True)
+    yield _volume(before, COLOURS, (t, h, w), has_norm=True)
 
 
-def _volume(before: int, c: int, shape: tuple[int, int, int], past_frames: int = 2) -> Product:
-    return Product(
-        taps=27, in_channels=before, out_channels=c, shape=shape, past_frames=past_frames
-    )
+Shape = tuple[int, int, int]
 
 
-def _unit(before: int, c: int, shape: tuple[int, int, int]) -> Iterator[Product]:
+def _product(taps: int, before: int, c: int, shape: Shape, **more: Any) -> Product:
+    return Product(taps=taps, in_channels=before, out_channels=c, shape=shape, **more)
+
+
+def _volume(before: int, c: int, shape: Shape, **more: Any) -> Product:
+    return _product(27, before, c, shape, past_frames=2, **more)
+
+
+def _unit(before: int, c: int, shape: Shape) -> Iterator[Product]:
     """Residual block in the frame, residual block in time."""
-    yield Product(taps=9, in_channels=before, out_channels=c, shape=shape)
-    yield Product(taps=9, in_channels=c, out_channels=c, shape=shape)
+    yield _product(9, before, c, shape, has_norm=True)
+    yield _product(9, c, c, shape, has_norm=True)
     if before != c:
-        yield Product(taps=1, in_channels=before, out_channels=c, shape=shape)
+        yield _product(1, before, c, shape)
     for _ in range(2):
-        yield Product(taps=3, in_channels=c, out_channels=c, shape=shape, past_frames=2)
+        yield _product(3, c, c, shape, has_norm=True, past_frames=2)
 
 
-def _middle(c: int, shape: tuple[int, int, int]) -> Iterator[Product]:
-    yield from (_volume(c, c, shape) for _ in range(4))
-    yield from (Product(taps=1, in_channels=c, out_channels=c, shape=shape) for _ in range(4))
-    # Attention of each position to all of its frame: similarities, then the weighted sum.
-    yield Product(taps=2 * shape[1] * shape[2], in_channels=1, out_channels=c, shape=shape)
+def _middle(c: int, shape: Shape) -> Iterator[Product]:
+    yield from (_volume(c, c, shape, has_norm=True) for _ in range(4))
+    yield from (_product(1, c, c, shape, has_norm=role == "q") for role in ("q", "k", "v", "out"))
+    # Each position with all of its frame: similarities, then the weighted sum.
+    yield _product(2 * shape[1] * shape[2], 1, c, shape, has_weights=False)

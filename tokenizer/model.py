@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from tokenizer.arithmetic import arithmetic
 from tokenizer.checks import (
     check_causal,
     check_chunk,
@@ -74,12 +75,12 @@ class VideoTokenizer(nn.Module):
         return next(self.parameters()).device
 
     def set_precision(self, precision: Precision | str) -> None:
-        """Choose fp32, or bf16 for convolutions and attention (norms and quantiser stay fp32).
+        """Choose fp32, tf32 or bf16 for convolutions and attention; the rest stays fp32.
 
         Raises:
-            UnknownName: neither of these.
+            UnknownName: none of these.
         """
-        self.precision = parse_precision(precision)
+        self.precision = parse_name("precision", precision, Precision)
 
     def forward(
         self, x_BCTHW: Tensor, *, sample: bool = False, generator: torch.Generator | None = None
@@ -294,7 +295,7 @@ class VideoTokenizer(nn.Module):
         generator: torch.Generator | None = None,
         stream: Stream | None = None,
     ) -> Encoded:
-        with self._autocast():
+        with arithmetic(self.precision, self.device.type):
             h_Bcthw = self.encoder(x_BCTHW, stream)
         if isinstance(self.quantizer, FSQ):
             codes_Bcthw, indices_Bthw = self.quantizer(h_Bcthw)
@@ -315,7 +316,7 @@ class VideoTokenizer(nn.Module):
     def _decode(self, latents_Bcthw: Tensor, stream: Stream) -> Tensor:
         decoder = self._check_decoder()
         check_latents(self.config, latents_Bcthw)
-        with self._autocast():
+        with arithmetic(self.precision, self.device.type):
             x_hat_BCTHW: Tensor = decoder(latents_Bcthw.to(self.device, torch.float32), stream)
         return x_hat_BCTHW.float()
 
@@ -331,10 +332,6 @@ class VideoTokenizer(nn.Module):
         # the published preprocessing, so that inputs are equal to the last bit.
         x_BCTHW = frames_BTHWC.movedim(-1, 1).to(self.device).to(torch.float32)
         return x_BCTHW.div_(255).sub_(0.5).div_(0.5)
-
-    def _autocast(self) -> torch.autocast:
-        enabled = self.precision is Precision.bf16
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _check_decoder(self) -> Decoder:
         if self.decoder is None:
@@ -355,12 +352,3 @@ def make_quantizer(config: TokenizerConfig) -> FSQ | Gaussian:
     if config.quantizer.kind is QuantizerKind.fsq:
         return FSQ(config.quantizer.levels)
     return Gaussian()
-
-
-def parse_precision(precision: Precision | str) -> Precision:
-    """Precision of that name.
-
-    Raises:
-        UnknownName: there is none.
-    """
-    return parse_name("precision", precision, Precision)

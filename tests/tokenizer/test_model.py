@@ -19,6 +19,7 @@ from tokenizer import (
     VideoTokenizer,
     load_tokenizer,
 )
+from tokenizer.arithmetic import tf32_products
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +171,22 @@ def test_gradients_reach_every_parameter() -> None:
     model = formula_model("demo").requires_grad_(True).train()
     model(good()).square().mean().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_tf32_is_fp32_on_a_cpu() -> None:
+    model, x_BCTHW = formula_model("fsq_4x8x8", ch=16), pattern(1, 5, 16, 16)
+    expected = model.encode(x_BCTHW).latents
+    model.set_precision("tf32")
+    assert_exact(model.encode(x_BCTHW).latents, expected)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_rounding_of_cuda_products_is_switched_and_put_back(allowed: bool) -> None:
+    """fp32 must switch it off: torch leaves it on for convolutions."""
+    backends = torch.backends
+    before = (backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32)
+    with tf32_products(allowed):
+        wanted = "tf32" if allowed else "ieee"
+        assert backends.cudnn.conv.fp32_precision == wanted
+        assert backends.cuda.matmul.fp32_precision == wanted
+    assert (backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32) == before

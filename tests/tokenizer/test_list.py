@@ -1,0 +1,97 @@
+"""``python -m tokenizer.list`` and the arithmetic of costs behind it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tokenizer import (
+    build,
+    decode_flops,
+    encode_flops,
+    get_config,
+    list_tokenizers,
+    num_parameters,
+)
+from tokenizer import list as listing
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_json_has_everything_about_everyone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert listing.main(["--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert sorted(rows) == list_tokenizers()
+    row = rows["kl_4x8x8_16chn_v1_1"]
+    assert row["official"] == "vidtok_kl_causal_488_16chn_v1_1"
+    assert row["checkpoint_file"] == "vidtok_kl_causal_488_16chn_v1_1.ckpt"
+    assert row["published"] == {"psnr": 35.13, "ssim": 0.941, "lpips": 0.049, "fvd": 87.4}
+    assert row["compression"] == 48
+    assert sum(row["published"] is not None for row in rows.values()) == 21
+
+
+def test_table_of_some(capsys: pytest.CaptureFixture[str]) -> None:
+    assert listing.main(["kl_4x8x8_4chn_noncausal", "demo"]) == 0
+    head, first, second = capsys.readouterr().out.splitlines()[:3]
+    assert head.split()[-6:] == ["PSNR", "SSIM", "LPIPS", "FVD", "official", "configuration"]
+    assert first.split()[-5:] == [
+        "30.60",
+        "0.876",
+        "0.098",
+        "157.9",
+        "vidtok_kl_noncausal_488_4chn",
+    ]
+    assert second.split()[-5:] == ["-", "-", "-", "-", "(ours)"]
+
+
+def test_unknown_name_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert listing.main(["fsq_4x8"]) == 2
+    assert capsys.readouterr().err.startswith("unknown tokenizer 'fsq_4x8': did you mean")
+
+
+def test_command_needs_no_torch() -> None:
+    code = (
+        "import sys, tokenizer.list; tokenizer.list.main(['demo']);"
+        "bad = {'torch', 'numpy', 'fsspec'} & set(sys.modules); assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+
+
+@pytest.mark.parametrize("name", list_tokenizers())
+def test_parameters_are_those_of_the_network(name: str) -> None:
+    config = get_config(name)
+    with torch.device("meta"):
+        model = build(config)
+    assert model.decoder is not None
+    found = [sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.decoder)]
+    assert num_parameters(config) == tuple(found)
+
+
+@pytest.mark.parametrize(
+    "name", ["fsq_4x8x8", "kl_4x16x16_4chn_noncausal", "fsq_8x8x8_32768_v1_1", "kl_4x4x4_4chn"]
+)
+def test_operations_are_those_of_the_network(name: str) -> None:
+    config = get_config(name, ch=32)
+    with torch.device("meta"):
+        model = build(config)
+        x_BCTHW = torch.zeros(1, 3, 17, 64, 64)
+        z_Bcthw = torch.zeros(1, config.latent_channels, *config.latent_shape(17, 64, 64))
+        with FlopCounterMode(display=False) as encoding:
+            model.encoder(x_BCTHW)
+        assert model.decoder is not None
+        with FlopCounterMode(display=False) as decoding:
+            model.decoder(z_Bcthw)
+    assert encoding.get_total_flops() == encode_flops(config, 17, 64, 64)
+    assert decoding.get_total_flops() == decode_flops(config, 17, 64, 64)
+
+
+def test_operations_of_the_published_model_at_full_size() -> None:
+    config = get_config("fsq_4x8x8")
+    assert encode_flops(config, 17, 256, 256) == pytest.approx(5.824e12, rel=1e-4)
+    assert decode_flops(config, 17, 256, 256) == pytest.approx(14.867e12, rel=1e-4)
