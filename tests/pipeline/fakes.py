@@ -5,6 +5,7 @@ Storage, reader, writer, commits and decoder children are always the real ones.
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 
 from pipeline.errors import VideoError
 from pipeline.manifest import Receipt
@@ -187,6 +189,12 @@ def make_out(root: str | Path, *, shards: int = 2, videos: int = 3, max_clips: i
             storage, f"shard{number}", (video(n) for n in range(videos)), max_clips=max_clips
         )
     return storage
+
+
+def place_of_tokens(storage: Storage, part: str) -> int:
+    """Where the first clip's tokens lie in the file of a part."""
+    content = storage.read(f"parts/{part}")
+    return content.index(pq.read_table(io.BytesIO(content))["tokens"][0].as_py())
 
 
 class FakeEncoder:

@@ -23,6 +23,7 @@ from tests.pipeline.fakes import (
     indices_of,
     latent_row,
     make_out,
+    place_of_tokens,
     row,
     token_format,
     video,
@@ -169,7 +170,7 @@ def test_a_damaged_part_is_an_error_that_names_it(
 ) -> None:
     part = load_receipts(storage)[3].part
     content = storage.read(f"parts/{part}")
-    at = content.index(video(0).clips[8.0, 0].tokens)
+    at = place_of_tokens(storage, str(part))
     changed = {
         "flip": content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :],
         "cut": content[:-1],

@@ -17,7 +17,7 @@ from pipeline.packing import pack_indices
 from pipeline.storage import Storage
 from pipeline.verify import ORPHAN_HOURS, main
 from pipeline.writer import write_part
-from tests.pipeline.fakes import indices_of, make_out, row, token_format, video
+from tests.pipeline.fakes import indices_of, make_out, place_of_tokens, row, token_format
 
 
 @pytest.fixture
@@ -81,8 +81,8 @@ def test_a_missing_part_is_named(storage: Storage, capsys: Printed) -> None:
 
 
 def test_a_flipped_byte_in_a_page_is_found(storage: Storage, capsys: Printed) -> None:
-    name = f"parts/{load_receipts(storage)[0].part}"
-    flip(storage, name, storage.read(name).index(video(0).clips[8.0, 0].tokens))
+    part = str(load_receipts(storage)[0].part)
+    flip(storage, f"parts/{part}", place_of_tokens(storage, part))
     (problem,) = problems(storage, capsys)
     assert "shard0.00000.json" in problem
     assert "row group 0" in problem
