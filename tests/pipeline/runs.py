@@ -14,8 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,6 @@ TINY = (
     "encoder.decoders=1",
 )
 """A real tokenizer, encoding a clip in milliseconds."""
-
-MARK = "VIDTOK_TEST_RUN"
-"""Environment variable by which the processes of one command are told from others."""
 
 
 def config(*overrides: str) -> RunConfig:
@@ -159,27 +155,28 @@ def _uncached(out: Path | str) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class Command:
-    """A command in a process group of its own."""
+    """A command in a session and process group of its own."""
 
     process: subprocess.Popen[str]
-    mark: str
     shared_memory: set[str] = field(default_factory=set)
     """What was in /dev/shm before."""
 
-    def kill(self) -> None:
+    def kill(self) -> str:
         """SIGKILL to the whole group, as a scheduler does that takes a machine away."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.communicate()
+        return self.process.communicate()[1]
 
     def leftovers(self, wait_seconds: float = 20.0) -> list[str]:
         """Processes and shared memory that are still there when that time has passed."""
         deadline = time.monotonic() + wait_seconds
-        while (left := [*marked(self.mark), *self._new_shared_memory()]) and (
-            time.monotonic() < deadline
-        ):
+        while time.monotonic() < deadline and (self.processes() or self._new_shared_memory()):
             time.sleep(0.1)
-        return left
+        return [*self.processes().values(), *self._new_shared_memory()]
+
+    def processes(self) -> dict[int, str]:
+        """Command lines of its processes, by id: what it started stays in its session."""
+        return session(self.process.pid)
 
     def _new_shared_memory(self) -> list[str]:
         new = {path.name for path in Path("/dev/shm").iterdir()} - self.shared_memory
@@ -188,19 +185,18 @@ class Command:
 
 def start(*arguments: str, cwd: Path, module: str = "pipeline.run", **env: str) -> Command:
     """``python -m MODULE ARGUMENTS`` in ``cwd``, in the background."""
-    mark = uuid.uuid4().hex
     before = {path.name for path in Path("/dev/shm").iterdir()}
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=cwd,
-        env=os.environ | {MARK: mark} | env,
+        env=os.environ | env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    return Command(process, mark, before)
+    return Command(process, before)
 
 
 def run(
@@ -227,19 +223,19 @@ def wait_for_receipts(
     files, root = fsspec.core.url_to_fs(str(out), **_uncached(out))
     while (found := len(files.glob(f"{root}/receipts/*.json"))) < count:
         if command.process.poll() is not None or time.monotonic() > deadline:
-            command.kill()
-            raise AssertionError(f"{found} receipts, wanted {count}; {command.process.returncode=}")
+            code, said = command.process.returncode, command.kill()
+            raise AssertionError(f"{found} receipts, wanted {count}; ended with {code}: {said}")
         time.sleep(0.01)
     return found
 
 
-def marked(mark: str) -> Iterator[str]:
-    """Running processes that inherited a command's environment."""
-    wanted = f"{MARK}={mark}".encode()
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):  # gone meanwhile; a zombie's environment is empty
-            if wanted in (folder / "environ").read_bytes().split(b"\0"):
-                words = (folder / "cmdline").read_bytes().split(b"\0")
-                yield f"{folder.name} {b' '.join(words).decode(errors='replace')[:200]}"
+def session(number: int) -> dict[int, str]:
+    """Running processes of a session, and their command lines."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            state, _, _, leader = (folder / "stat").read_text().rsplit(")", 1)[1].split()[:4]
+            if int(leader) == number and state != "Z":
+                words = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
+                found[int(folder.name)] = words.decode(errors="replace").strip()
+    return found
