@@ -38,6 +38,7 @@ MAX_DECODERS = 8
 _NOT_THE_MODEL = {
     "official",
     "checkpoint_file",
+    "published",
     "default_checkpoint",
     "clip_frames",
     "resolution",

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pipeline.errors import RunError, ShardError, TooManyBadVideos, WorkerLost
+from pipeline.heartbeat import HEARTBEAT_SECONDS, write_heartbeat
 from pipeline.manifest import Receipt, ShardState, new_attempt, publish_manifest, read_chain
 from pipeline.reader import Source
 from pipeline.segments import ShardTask
@@ -25,7 +26,6 @@ from pipeline.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_SECONDS = 10.0
 MANIFEST_SECONDS = 600.0
 
 
@@ -238,7 +238,7 @@ class Scheduler:
             "elapsed_seconds": time.monotonic() - tally.began,
         }
         try:
-            self._storage.put(f"progress/{self._driver}.json", json.dumps(record).encode())
+            write_heartbeat(self._storage, self._driver, record)
         except (ShardError, WorkerLost) as error:
             # storage may be away for a moment; the attempts that need it will say so
             logger.warning("no heartbeat: %s", error)

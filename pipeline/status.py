@@ -15,13 +15,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import PipelineError
+from pipeline.heartbeat import read_heartbeats, running
 from pipeline.manifest import Receipt, ShardState, by_shard, load_receipts
 from pipeline.progress import duration
 from pipeline.run_record import read_run_record
 from pipeline.storage import Storage
-
-HEARTBEAT_FRESH_SECONDS = 60.0
-"""Older heartbeats are of drivers that were killed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,18 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if facts["finished"] else 1
 
 
-def read_heartbeats(storage: Storage) -> list[dict[str, Any]]:
-    """What drivers last said, newest first, with ``age_seconds`` by the storage's clock."""
-    entries = storage.entries("progress")
-    contents = storage.read_many([f"progress/{n}" for n in entries if n.endswith(".json")])
-    beats = []
-    for place, content in contents.items():
-        beat = json.loads(content)
-        beat["modified_seconds"] = entries[place.removeprefix("progress/")].modified_seconds
-        beats.append(beat)
-    return sorted(beats, key=lambda beat: float(beat["modified_seconds"]), reverse=True)
-
-
 def collect(
     record: Mapping[str, Any],
     receipts: Sequence[Receipt],
@@ -79,11 +65,6 @@ def collect(
     num_shards = max(int(newest.get("num_shards", 0)), len(states))
     cut = {receipt.shard: receipt.cut_reason for receipt in receipts if not receipt.complete}
     failed = dict(newest.get("failed_shards", {}))
-    running = [
-        beat
-        for beat in drivers
-        if beat.get("running") and time.time() - beat["modified_seconds"] < HEARTBEAT_FRESH_SECONDS
-    ]
     filtered: Counter[str] = Counter()
     for receipt in receipts:
         filtered.update(receipt.filtered)
@@ -104,7 +85,7 @@ def collect(
             Counter(video["reason"] for receipt in receipts for video in receipt.quarantined)
         ),
         "numeric_environments": len({json.dumps(r.numerics, sort_keys=True) for r in receipts}),
-        "running_drivers": len(running),
+        "running_drivers": len(running(drivers, time.time())),
         "elapsed_seconds": newest.get("elapsed_seconds"),
         "finished": bool(states) and final == num_shards and not cut and not failed,
     }

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.errors import PipelineError, StorageError
+from pipeline.heartbeat import read_heartbeats, running
 from pipeline.manifest import Receipt, by_shard, load_receipts, new_attempt
 from pipeline.parts import check_part, open_part, read_row_group
 from pipeline.run_record import read_run_record
@@ -22,8 +23,6 @@ from pipeline.storage import Storage
 
 ORPHAN_HOURS = 24.0
 """Parts without a receipt that are younger may belong to an attempt that is still running."""
-HEARTBEAT_FRESH_SECONDS = 300.0
-"""A driver that wrote its progress this recently is taken to be alive."""
 _THREADS = 4
 
 
@@ -130,7 +129,7 @@ def report_orphans(storage: Storage, receipts: Sequence[Receipt], *, clean: bool
     if not clean:
         return
     now = _storage_now(storage)
-    if _is_driver_alive(storage, now):
+    if running(read_heartbeats(storage), now):
         print("a driver is running here: nothing removed")
         return
     # A receipt may have come since the listing: look again before anything is removed.
@@ -162,16 +161,6 @@ def _storage_now(storage: Storage) -> float:
         raise StorageError(str(storage), "a file just written is not there") from error
     finally:
         storage.delete(name)
-
-
-def _is_driver_alive(storage: Storage, now: float) -> bool:
-    for name, entry in storage.entries("progress").items():
-        is_fresh = now - entry.modified_seconds < HEARTBEAT_FRESH_SECONDS
-        if not (is_fresh and name.endswith(".json")):
-            continue
-        if json.loads(storage.read(f"progress/{name}")).get("running"):
-            return True
-    return False
 
 
 if __name__ == "__main__":
