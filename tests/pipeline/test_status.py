@@ -132,6 +132,14 @@ def test_receipts_that_cannot_be_trusted_have_exit_code_two(
     assert captured.out == ""
 
 
+def test_a_heartbeat_that_no_driver_wrote_is_one_line(storage: Storage, capsys: Printed) -> None:
+    storage.put("progress/other.json", b"[1")
+    assert main([storage.root]) == 2
+    captured = capsys.readouterr()
+    assert "progress/other.json is no heartbeat" in captured.err
+    assert captured.out == ""
+
+
 def test_it_reads_the_manifest_and_what_came_after(storage: Storage, capsys: Printed) -> None:
     from pipeline.manifest import load_receipts
 
