@@ -163,7 +163,7 @@ def test_bf16_stays_near_fp32() -> None:
 
 
 def test_unknown_precision_is_refused(demo: VideoTokenizer) -> None:
-    with pytest.raises(UnknownName, match=r"'fp16'.*known: fp32, bf16"):
+    with pytest.raises(UnknownName, match=r"'fp16'.*known: fp32, tf32, bf16"):
         demo.set_precision("fp16")
 
 
