@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from pipeline.errors import ShardError, VideoError
+from pipeline.errors import RunError, ShardError, VideoError
 from pipeline.manifest import Receipt, commit, new_attempt, part_name
 from pipeline.reader import Sample, Source, key_digest
 from pipeline.records import DecodeSummary
@@ -164,11 +164,6 @@ class SegmentWriter:
         self.receipts: list[Receipt] = []
 
     @property
-    def skip_before(self) -> int:
-        """Videos that begin before this offset are committed, by whomever."""
-        return self._start
-
-    @property
     def is_final(self) -> bool:
         """Whether the shard's last segment is committed."""
         return bool(self.receipts) and self.receipts[-1].final
@@ -234,7 +229,10 @@ class SegmentWriter:
     ) -> Receipt:
         """Publish the part; returns the receipt that would commit it."""
         shard, began = self._task.shard, time.monotonic()
-        rows = [row for video in videos for row in video.rows(shard.name, self._format)]
+        try:
+            rows = [row for video in videos for row in video.rows(shard.name, self._format)]
+        except ValueError as error:
+            raise RunError(f"{shard.name}: tokens that cannot be stored: {error}") from error
         name, digest = None, None
         if rows:
             name = part_name(shard.name, self._segment, self._attempt)
