@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import Any
 
 
+ABSENT = "absent"
+"""Stands for the value of a missing key, which is not that of a key that is null."""
+
+
 def canonical_json(value: Any) -> str:
     """One text per value: sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -42,12 +46,12 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, with both values (None where a key is missing)."""
+    """Dotted keys whose values differ, with both values (``ABSENT`` where a key is missing)."""
     before, after = flatten(old), flatten(new)
     return {
-        key: (before.get(key), after.get(key))
+        key: (before.get(key, ABSENT), after.get(key, ABSENT))
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
+        if before.get(key, ABSENT) != after.get(key, ABSENT)
     }
 
 

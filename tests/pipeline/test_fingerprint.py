@@ -52,7 +52,8 @@ def test_nested_keys_are_dotted(value: dict[str, object], expected: dict[str, ob
     [
         ({"a": {"b": 1}}, {"a": {"b": 1}}, {}),
         ({"a": {"b": 1}}, {"a": {"b": 2}}, {"a.b": (1, 2)}),
-        ({"a": 1}, {"b": 1}, {"a": (1, None), "b": (None, 1)}),
+        ({"a": 1}, {"b": 1}, {"a": (1, "absent"), "b": ("absent", 1)}),
+        ({"a": {"b": None}}, {"a": {"c": 1}}, {"a.b": (None, "absent"), "a.c": ("absent", 1)}),
         ({"a": [1, 2]}, {"a": [2, 1]}, {"a": ([1, 2], [2, 1])}),
     ],
 )
