@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-
 ABSENT = "absent"
 """Stands for the value of a missing key, which is not that of a key that is null."""
 
