@@ -167,8 +167,11 @@ class Command:
             os.killpg(self.process.pid, signal.SIGKILL)
         return self.process.communicate()[1]
 
-    def leftovers(self, wait_seconds: float = 20.0) -> list[str]:
-        """Processes and shared memory that are still there when that time has passed."""
+    def leftovers(self, wait_seconds: float = 60.0) -> list[str]:
+        """Processes and shared memory that are still there when that time has passed.
+
+        A Ray worker that is loading its model notices only afterwards that its node is gone.
+        """
         deadline = time.monotonic() + wait_seconds
         while time.monotonic() < deadline and (self.processes() or self._new_shared_memory()):
             time.sleep(0.1)
