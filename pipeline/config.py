@@ -102,11 +102,12 @@ class TokenizerSection(TokenizerConfig):
     """Which tokenizer runs; chosen by ``+tokenizer=NAME``."""
 
     checkpoint: str | None = None
-    """Path of the weights (.ckpt or .safetensors), or ``random``; null: the tokenizer's own."""
+    """.ckpt or .safetensors, path or URL (with @sha256:HEX it is checked); ``auto``: the published
+    file, fetched once per machine; ``random``: for dry runs; null: what the tokenizer brings."""
     seed: int = 0
     """Seed of the weights of ``checkpoint=random``."""
     precision: Precision = Precision.fp32
-    """fp32, or bf16 autocast."""
+    """fp32, tf32 (GPUs), or bf16 autocast."""
 
 
 @dataclass(kw_only=True, slots=True)

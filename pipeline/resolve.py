@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from pipeline.config import DatasetKind, Device, Numerics, Packing, RunConfig
 from pipeline.encode import EncoderSpec
@@ -236,9 +237,22 @@ def redacted(run: RunConfig) -> dict[str, Any]:
         return "***" if _SECRET.search(key) and value not in (None, "") else value
 
     config: dict[str, Any] = plain(asdict(run))
+    config["tokenizer"]["checkpoint"] = without_secrets(run.tokenizer.checkpoint)
     for section in ("dataset", "output"):
         config[section]["storage_options"] = blot(config[section]["storage_options"])
     return config
+
+
+def without_secrets(url: str | None) -> str | None:
+    """A URL without user, password, query and fragment; anything else as it is.
+
+    >>> without_secrets("https://me:pw@host/x.ckpt?token=1")
+    'https://host/x.ckpt'
+    """
+    if url is None or "://" not in url:
+        return url
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def plain(value: Any) -> Any:
@@ -253,7 +267,7 @@ def plain(value: Any) -> Any:
 def checkpoint_path(run: RunConfig) -> str | None:
     """``tokenizer.checkpoint``, absolute: workers have another working directory."""
     checkpoint = run.tokenizer.checkpoint
-    return checkpoint if checkpoint in (None, "random") else normalise_url(str(checkpoint))
+    return checkpoint if checkpoint in (None, "random", "auto") else normalise_url(str(checkpoint))
 
 
 def token_format(run: RunConfig, weights: CheckpointInfo) -> TokenFormat:
