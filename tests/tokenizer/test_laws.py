@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.close import assert_close_fp32, assert_exact
+from tests.close import assert_close_fp32, assert_close_stream, assert_exact
 from tests.tokenizer.formulas import formula_model, pattern
 
 
@@ -64,3 +64,28 @@ def test_batch_size_changes_rounding_only() -> None:
     model, x_BCTHW = formula_model("fsq_4x8x8", ch=16), pattern(3, 5, 32, 32)
     alone = torch.cat([model.encoder(x_BCTHW[b : b + 1]) for b in range(3)])
     assert_close_fp32(model.encoder(x_BCTHW), alone)
+
+
+@pytest.mark.parametrize("name", ["fsq_4x8x8", "fsq_4x8x8_32768_v1_1", "kl_2x8x8_8chn"])
+def test_first_frame_alone_gives_the_first_latent_of_its_clip(name: str) -> None:
+    model, x_BCTHW = formula_model(name, ch=16), pattern(1, 9, 32, 32)
+    alone, clip = model.encoder(x_BCTHW[:, :, :1]), model.encoder(x_BCTHW)
+    assert_close_stream(alone, clip[:, :, :1])
+
+
+@pytest.mark.parametrize("value", [-1.0, 1.0, "noise", "checkers"])
+@pytest.mark.parametrize("name", ["fsq_4x8x8", "fsq_8x8x8_32768_v1_1", "kl_4x8x8_4chn_noncausal"])
+def test_extreme_pictures_give_finite_tokens_and_video(name: str, value: float | str) -> None:
+    model = formula_model(name, ch=16)
+    x_BCTHW = torch.full((1, 3, 8, 16, 16), 1.0 if isinstance(value, str) else value)
+    if value == "noise":
+        x_BCTHW = torch.rand(x_BCTHW.shape).round() * 2 - 1
+    if value == "checkers":
+        x_BCTHW[..., ::2, 1::2] = x_BCTHW[..., 1::2, ::2] = -1
+    if model.config.is_causal:
+        x_BCTHW = x_BCTHW[:, :, :5]
+    encoded = model.encode(x_BCTHW)
+    assert model.decode(encoded.latents).isfinite().all()
+    if encoded.indices is not None:
+        assert int(encoded.indices.min()) >= 0
+        assert int(encoded.indices.max()) < (model.config.codebook_size or 0)
