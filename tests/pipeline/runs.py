@@ -22,6 +22,7 @@ from typing import Any
 import fsspec
 import hydra
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -125,8 +126,8 @@ def rows(out: Path | str) -> dict[str, dict[str, Any]]:
     for receipt in receipts(out):
         if receipt["part"] is None:
             continue
-        content = io.BytesIO(files.cat_file(f"{root}/parts/{receipt['part']}"))
-        for row in pq.read_table(content).to_pylist():
+        content = pa.BufferReader(files.cat_file(f"{root}/parts/{receipt['part']}"))
+        for row in pq.ParquetFile(content).read().to_pylist():
             assert row["clip_id"] not in found, f"{row['clip_id']} is committed twice"
             found[row["clip_id"]] = row
     return found
