@@ -115,8 +115,7 @@ def _download(url: str, path: Path, digest: str | None) -> None:
                 break
             except Exception as error:  # every storage has errors of its own
                 problem = _named(error)
-                # What the server decided stays so; what broke off on the way may not.
-                if wait is None or not isinstance(error, _BrokenOff):
+                if wait is None or not _may_pass(error):
                     raise _unavailable(url, problem, path) from error
                 logger.warning("fetching %s: %s; trying again in %g s", shown, problem, wait)
                 time.sleep(wait)
@@ -129,6 +128,13 @@ def _download(url: str, path: Path, digest: str | None) -> None:
 
 class _BrokenOff(OSError):
     """The transfer had begun."""
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether another try makes sense: what the server decided stays so, a busy one may not."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code == 429 or error.code >= 500
+    return isinstance(error, (_BrokenOff, ConnectionError))
 
 
 def _transfer(url: str, part: Path) -> None:

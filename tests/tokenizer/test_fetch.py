@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import pickle
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,12 +25,13 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves ``files``; a path in ``cut`` breaks off that many times."""
+    """Serves ``files``; a path in ``cut`` breaks off, and all are refused, so many times."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {"/a.ckpt": CONTENT}
         self.cut: dict[str, int] = {}
+        self.busy = 0
         self.seen: list[tuple[str, str | None]] = []
 
     @property
@@ -42,6 +44,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.seen.append((self.path, self.headers.get("Authorization")))
+        if self.server.busy > 0:
+            self.server.busy -= 1
+            self.send_error(503)
+            return
         if self.path.startswith("/moved/"):
             self.send_response(302)
             self.send_header("Location", self.path.removeprefix("/moved"))
@@ -123,6 +129,12 @@ def test_transfer_that_breaks_off_is_tried_again(server: Server) -> None:
     assert len(server.seen) == 3
 
 
+def test_busy_server_is_asked_again(server: Server) -> None:
+    server.busy = 2
+    assert fetch(f"{server.url}/a.ckpt").read_bytes() == CONTENT
+    assert len(server.seen) == 3
+
+
 def test_partial_file_is_never_used(server: Server) -> None:
     server.cut["/a.ckpt"] = 99
     with pytest.raises(CheckpointUnavailable, match=r"1000 (of 1048576 )?bytes"):
@@ -152,14 +164,15 @@ def test_auto_takes_the_published_file(server: Server, monkeypatch: pytest.Monke
 def test_auto_without_a_network_says_what_to_get_and_where_to_put_it(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.server_close()
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
     config = get_config("demo", checkpoint_file="x.ckpt")
     with pytest.raises(CheckpointUnavailable, match="no connection") as caught:
         digest_of(config, "auto")
     message = str(pickle.loads(pickle.dumps(caught.value)))
     place = cache_path("hf://microsoft/VidTok/checkpoints/x.ckpt")
-    assert f"get {server.url}/microsoft/VidTok/resolve/main/checkpoints/x.ckpt and put" in message
+    assert f"get {endpoint}/microsoft/VidTok/resolve/main/checkpoints/x.ckpt and put" in message
     assert f"put it at {place} of this machine" in message
     torch.save({}, place)
     with pytest.raises(ValueError, match="holds no state dict"):
