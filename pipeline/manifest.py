@@ -288,9 +288,9 @@ def read_manifest(storage: Storage, digest: str) -> list[Receipt]:
     """
     try:
         content = storage.read(f"manifests/{digest}.parquet")
-        # not pq.read_table: over a Python file it may abort the interpreter's exit (arrow#33975)
+        # Arrow's threads, still at work, may abort the end of the interpreter (arrow#33975)
         with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
-            table = file.read()
+            table = file.read(use_threads=False)
         texts = table.column("receipt").to_pylist()
         found = digest_of(texts)
         shards, segments = (table.column(name).to_pylist() for name in ("shard", "segment"))
