@@ -67,7 +67,8 @@ def read_row_group(part: Part, group: int, columns: list[str] | None = None) -> 
         RunError: a page whose checksum does not match, or that cannot be read.
     """
     try:
-        return part.file.read_row_group(group, columns=columns)
+        # one thread: Arrow's pool, still at work, may abort the interpreter's end (arrow#33975)
+        return part.file.read_row_group(group, columns=columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise RunError(
             f"part {part.receipt.part} of {part.receipt.shard}, row group {group}: {error}"
