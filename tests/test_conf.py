@@ -47,12 +47,27 @@ def test_every_dataset_and_cluster_compose_with_a_tokenizer(dataset: str, cluste
     assert run.output.root == f"outputs/{dataset}/demo"
 
 
+def assert_composes(dataset: str, tokenizer: str, cluster: str) -> None:
+    choices = (f"+dataset={dataset}", f"+tokenizer={tokenizer}", f"cluster={cluster}")
+    run = runs.config(*choices, *NEEDED.get(dataset, []))
+    assert model_config(run) == get_config(tokenizer)
+    assert (run.dataset.name, run.cluster.kind.name) == (dataset, cluster)
+    assert run.output.root == f"outputs/{dataset}/{tokenizer}"
+
+
+@pytest.mark.parametrize("tokenizer", list_tokenizers())
+def test_the_command_line_and_the_library_see_the_same_tokenizer(tokenizer: str) -> None:
+    number = list_tokenizers().index(tokenizer)
+    dataset, cluster = DATASETS[number % len(DATASETS)], CLUSTERS[number % len(CLUSTERS)]
+    assert_composes(dataset, tokenizer, cluster)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", CLUSTERS)
 @pytest.mark.parametrize("dataset", DATASETS)
 @pytest.mark.parametrize("tokenizer", list_tokenizers())
-def test_every_dataset_composes_with_every_tokenizer(dataset: str, tokenizer: str) -> None:
-    run = runs.config(f"+dataset={dataset}", f"+tokenizer={tokenizer}", *NEEDED.get(dataset, []))
-    assert model_config(run) == get_config(tokenizer)
-    assert run.output.root == f"outputs/{dataset}/{tokenizer}"
+def test_everything_composes_with_everything(tokenizer: str, dataset: str, cluster: str) -> None:
+    assert_composes(dataset, tokenizer, cluster)
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("tokenizer/*.yaml")), ids=lambda path: path.stem)

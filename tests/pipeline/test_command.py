@@ -57,10 +57,6 @@ def test_a_misspelt_key_is_one_line(tmp_path: Path) -> None:
             ["needs a checkpoint", "vidtok_fsq_causal_488_262144.ckpt", "checkpoint=random"],
         ),
         ([*DEMO, "encoder.device=cuda"], ["there is no GPU here; use auto or cpu"]),
-        (
-            ["+dataset=folder", "+tokenizer=demo", "dataset.path=no such"],
-            ["dataset.path=no such: no such folder"],
-        ),
     ],
     ids=lambda value: value[-1] if "+" in value[0] else "",
 )

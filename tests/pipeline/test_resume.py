@@ -33,10 +33,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 def oracle(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody disturbed."""
     out = tmp_path_factory.mktemp("oracle")
-    assert (
-        runs.execute_here("+dataset=tars", f"dataset.shards={shards}", *SMALL, f"output.root={out}")
-        == 0
-    )
+    assert runs.execute_here(*arguments(shards, out, "inline")) == 0
     return out
 
 
@@ -50,12 +47,6 @@ def arguments(shards: str, out: Path, cluster: str) -> tuple[str, ...]:
 def assert_like(out: Path, oracle: Path) -> None:
     assert verify([str(out)]) == 0
     assert runs.rows(out) == runs.rows(oracle)
-
-
-def finish(shards: str, out: Path, cluster: str, cwd: Path) -> None:
-    ended = runs.run(*arguments(shards, out, cluster), cwd=cwd)
-    assert ended.returncode == 0, ended.stderr
-    assert "Traceback" not in ended.stderr
 
 
 def killed(shards: str, out: Path, cwd: Path, *, num_receipts: int, alone: bool) -> int:
@@ -80,7 +71,7 @@ def test_a_run_killed_twice_is_finished_by_the_third(
     second = killed(shards, out, tmp_path, num_receipts=first + 2, alone=True)
     kept = {path.name: path.read_bytes() for path in (out / "receipts").glob("*.json")}
     assert 1 <= first < second == len(kept)
-    finish(shards, out, "inline", tmp_path)
+    assert runs.execute_here(*arguments(shards, out, "inline")) == 0
     assert_like(out, oracle)
     for name, content in kept.items():
         assert (out / "receipts" / name).read_bytes() == content
@@ -102,7 +93,7 @@ def test_control_c_ends_a_run_in_order_and_it_can_go_on(
     assert command.leftovers() == []
     assert not list((out / "parts").glob(".tmp-*"))
     assert 1 <= len(runs.receipts(out)) < len(runs.receipts(oracle))
-    finish(shards, out, "inline", tmp_path)
+    assert runs.execute_here(*arguments(shards, out, "inline")) == 0
     assert_like(out, oracle)
 
 
@@ -120,5 +111,7 @@ def test_a_local_ray_run_killed_five_times_at_random_is_finished(
         assert command.leftovers() == []
         assert len(runs.receipts(out)) >= found
         found = len(runs.receipts(out))
-    finish(shards, out, "local", tmp_path)
+    ended = runs.run(*arguments(shards, out, "local"), cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
     assert_like(out, oracle)
