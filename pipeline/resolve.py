@@ -214,7 +214,8 @@ def identity(run: RunConfig, checkpoint_digest: str) -> Identity:
                 "tokenizer": {
                     key: value
                     for key, value in asdict(model_config(run)).items()
-                    if key not in _NOT_THE_MODEL
+                    # a field that a later version adds is null here, and changes no token
+                    if key not in _NOT_THE_MODEL and value is not None
                 },
                 "checkpoint_digest": checkpoint_digest,
                 "precision": run.tokenizer.precision.name,

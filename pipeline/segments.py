@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from pipeline.records import DecodeSummary
 from pipeline.schema import TokenFormat, TokenRow, clip_id
 from pipeline.shards import Shard
 from pipeline.storage import Storage
-from pipeline.writer import QuarantinedVideo, quarantine_tar, write_part
+from pipeline.writer import PartDigest, QuarantinedVideo, quarantine_tar, write_part
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,8 @@ class SegmentWriter:
         self._ready: deque[OpenVideo] = deque()
         self._clips = 0
         self._original_bytes = 0
-        self._began = time.monotonic()
+        self._attempt_clips = 0
+        self._attempt_began = self._began = time.monotonic()
         self.receipts: list[Receipt] = []
 
     @property
@@ -233,18 +234,11 @@ class SegmentWriter:
             rows = [row for video in videos for row in video.rows(shard.name, self._format)]
         except ValueError as error:
             raise RunError(f"{shard.name}: tokens that cannot be stored: {error}") from error
-        name, digest = None, None
-        if rows:
-            name = part_name(shard.name, self._segment, self._attempt)
-            path = self._scratch / name
-            digest = write_part(path, rows, self._format, row_group_rows=self._rules.row_group_rows)
-            self._storage.publish(path, f"parts/{name}")
-        quarantined = self._quarantine([video for video in videos if video.failure is not None])
-        filtered: dict[str, int] = {}
-        for video in videos:
-            for reason, count in (video.summary.filtered if video.summary else {}).items():
-                filtered[reason] = filtered.get(reason, 0) + count
+        name, digest = self._publish(rows)
         summaries = [video.summary for video in videos if video.summary]
+        filtered: Counter[str] = Counter()
+        for summary in summaries:
+            filtered.update(summary.filtered)
         receipt = Receipt(
             shard=shard.name,
             segment=self._segment,
@@ -264,8 +258,8 @@ class SegmentWriter:
             complete=cut is None,
             cut_reason=cut,
             videos=len(videos),
-            filtered=filtered,
-            quarantined=quarantined,
+            filtered=dict(filtered),
+            quarantined=self._quarantine([one for one in videos if one.failure is not None]),
             key_digests="".join(key_digest(video.sample.key).hex() for video in videos),
             numerics=self._numerics,
             timings={
@@ -277,18 +271,32 @@ class SegmentWriter:
             host=socket.gethostname(),
             created_seconds=round(time.time(), 3),
         )
+        self._log(receipt)
+        return receipt
+
+    def _publish(self, rows: Sequence[TokenRow]) -> tuple[str | None, PartDigest | None]:
+        if not rows:
+            return None, None
+        name = part_name(self._task.shard.name, self._segment, self._attempt)
+        path = self._scratch / name
+        digest = write_part(path, rows, self._format, row_group_rows=self._rules.row_group_rows)
+        self._storage.publish(path, f"parts/{name}")
+        return name, digest
+
+    def _log(self, receipt: Receipt) -> None:
+        """One line per segment; the rate is that of the attempt, as segments come in bursts."""
+        self._attempt_clips += receipt.rows
         logger.info(
             "shard=%s segment=%d videos=%d clips=%d quarantined=%d bytes=%d %.1f clips/s%s",
-            shard.name,
-            self._segment,
-            len(videos),
-            len(rows),
-            len(quarantined),
+            receipt.shard,
+            receipt.segment,
+            receipt.videos,
+            receipt.rows,
+            len(receipt.quarantined),
             receipt.part_bytes,
-            len(rows) / max(1e-9, began - self._began),
-            " final" if final else "",
+            self._attempt_clips / max(1e-3, time.monotonic() - self._attempt_began),
+            " final" if receipt.final else "",
         )
-        return receipt
 
     def _quarantine(self, videos: Sequence[OpenVideo]) -> list[dict[str, str]]:
         records = []

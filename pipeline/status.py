@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         storage = Storage(options.out, options.storage_options)
         record = read_run_record(storage)
         if record is None:
-            print(f"{storage}: no run.json there, so this is no OUT", file=sys.stderr)
+            print(f"error: {storage}: no run.json there, so this is no OUT", file=sys.stderr)
             return 2
         receipts = load_receipts(storage)
         states = by_shard(receipts)

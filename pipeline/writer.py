@@ -76,7 +76,9 @@ def write_part(
         write_page_checksum=True,
         store_schema=True,
     )
-    read_back = pq.read_table(path, page_checksum_verification=True)
+    # not pq.read_table: its threads may outlive the interpreter and abort it (arrow#33975)
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        read_back = file.read(use_threads=False)
     if not read_back.equals(table, check_metadata=False):
         raise ShardError(
             rows[0].shard if rows else str(path), f"{path} does not read back as written"

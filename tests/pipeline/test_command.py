@@ -111,6 +111,6 @@ def test_a_run_says_what_it_did_and_where_it_is(tmp_path: Path) -> None:
 def test_a_place_that_is_no_out_is_status_2(module: str, tmp_path: Path) -> None:
     ended = runs.run("NOPE", cwd=tmp_path, module=module)
     assert ended.returncode == 2
-    assert ended.stderr == f"{tmp_path}/NOPE: no run.json there, so this is no OUT\n"
+    assert ended.stderr == f"error: {tmp_path}/NOPE: no run.json there, so this is no OUT\n"
     assert ended.stdout == ""
     assert not (tmp_path / "NOPE").exists()
