@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -94,3 +97,38 @@ def test_mode_and_buckets_are_part_of_the_fingerprint() -> None:
     assert SamplingMode.whole.name == "whole"
     variants = ([], ["sampling.mode=whole"], ["sampling.buckets=[[64,64]]"])
     assert len({fingerprint(*options) for options in variants}) == 3
+
+
+MEASURE = """
+import resource, sys
+from tests.pipeline import runs
+assert runs.execute_here(*sys.argv[1:]) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def peak_mebibytes(tmp_path: Path, minutes: int) -> int:
+    """Largest memory of a process that tokenises one generated video of this length."""
+    folder = tmp_path / f"{minutes}"
+    folder.mkdir()
+    scene = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    with av.open(folder / "v.mp4", "w") as container:
+        stream = container.add_stream("libx264", rate=8, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for number in range(minutes * 60 * 8):
+            frame = av.VideoFrame.from_ndarray(np.roll(scene, number, axis=1), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    options = ["+dataset=folder", f"dataset.path={folder}", "+tokenizer=fsq_4x8x8_32768_v1_1"]
+    options += [*SMALL, *WHOLE, f"output.root={tmp_path / 'out'}{minutes}"]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *options], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout.split()[-1])
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path: Path) -> None:
+    short, long = peak_mebibytes(tmp_path, 5), peak_mebibytes(tmp_path, 60)
+    # the allocator settles some 100 MiB higher in the first minutes; twelve times the tokens do not
+    assert long < 1.5 * short, (short, long)
