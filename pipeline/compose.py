@@ -102,6 +102,8 @@ def one_line(error: BaseException) -> str:
                 r"(full_key|object_type|reference_type|To append to your config)", line
             )
         )
+        if "is not in struct" in text:  # only of free-form options: those have no other keys
+            text += " (a new key needs a plus: +output.storage_options.KEY=VALUE)"
         if text and not any(text in other for other in texts):
             texts.append(text)
         link = link.__cause__
