@@ -227,7 +227,7 @@ class DecodePool:
         for child in self._children:
             by_source |= {child.connection: child, child.stderr_fd: child}
         timeout = min(_POLL_SECONDS, self._limits.no_progress_seconds / 4)
-        for source in wait([self._wake_fd, *by_source], timeout):  # type: ignore[list-item]
+        for source in wait([self._wake_fd, *by_source], timeout):  # type: ignore[list-item] # stubs know no eventfd
             if source == self._wake_fd:
                 os.eventfd_read(self._wake_fd)
             elif isinstance(source, Connection):

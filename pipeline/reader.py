@@ -232,7 +232,7 @@ class _TarReader:
                 self.end = offset
                 return
             try:
-                archive.fileobj = _HeaderSource(self, offset)  # type: ignore[assignment]
+                archive.fileobj = _HeaderSource(self, offset)  # type: ignore[assignment] # it reads only
                 archive.offset = offset
                 info = tarfile.TarInfo.fromtarfile(archive)
             except (tarfile.TarError, ValueError) as error:
