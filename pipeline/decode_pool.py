@@ -254,15 +254,16 @@ class DecodePool:
             clip = read_clip(message, child.ring)
             self._events.put(ClipDecoded(job.ticket, clip, child.releaser(message["slot"])))
         elif kind == "decoded":
-            self._events.put(VideoDecoded(job.ticket, read_summary(message)))
             self._finish(child)
+            self._events.put(VideoDecoded(job.ticket, read_summary(message)))
         elif message["reason"] in CHILD_REASONS:
             self._lose(child, message["reason"], message["message"])
         else:
-            self._events.put(VideoFailed(job.ticket, message["reason"], message["message"]))
             self._finish(child)
+            self._events.put(VideoFailed(job.ticket, message["reason"], message["message"]))
 
     def _finish(self, child: ChildProcess) -> None:
+        """Runs before the video's last event is given out, so that counters are up to date then."""
         child.job = None
         if child.num_videos >= self._max_videos or child.rss_bytes() > self._max_rss_bytes:
             self.num_recycled += 1
