@@ -1,0 +1,1 @@
+"""Benchmarks: speed and memory, side by side with a simple version or a peer, in one run."""

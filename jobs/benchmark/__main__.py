@@ -1,0 +1,35 @@
+"""``python -m jobs.benchmark NAME``: measures one part of the project and prints a table.
+
+Each benchmark is one file of this folder with ``main(arguments) -> int``. Nothing heavy is imported
+before a name is chosen, so that ``--help`` answers at once and a benchmark needs only what it uses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+BENCHMARKS: dict[str, str] = {}
+"""Name -> what it measures; the module has the same name."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark that is named first; everything behind the name is its own."""
+    width = max((len(name) for name in BENCHMARKS), default=0)
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.benchmark",
+        description="Measure one part of the project; NAME --help tells its options.",
+        epilog="\n".join(f"  {name:{width}}  {text}" for name, text in BENCHMARKS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", choices=sorted(BENCHMARKS), help="see below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    code: int = import_module(f"jobs.benchmark.{options.name}").main(options.arguments)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
