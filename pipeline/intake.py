@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from pipeline.attempts import Wish
 from pipeline.errors import WorkerLost
 from pipeline.reader import ReadRules, ShardEnd, read_shard
 from pipeline.segments import OpenVideo, ShardTask
@@ -72,6 +73,10 @@ class ShardReading(threading.Thread):
         self.end: ShardEnd | None = None
         self.failure: BaseException | None = None
         self.abandoned = threading.Event()
+        self.wish: Wish | None = None
+        """What the driver asks of this attempt."""
+        self.covered = 0
+        """Bytes (members of a bucket) that are done with, from the task's start."""
 
     def run(self) -> None:
         """Read to the end of the shard, as fast as the worker's budget lets through."""

@@ -10,10 +10,11 @@ from pipeline.errors import ConfigError
 from pipeline.inputs import sources_of
 from pipeline.manifest import Receipt, ShardState, by_shard, load_receipts
 from pipeline.reader import Source
-from pipeline.schedule import Tally, task_of
+from pipeline.schedule import task_of
 from pipeline.segments import ShardTask
 from pipeline.shards import Shard
 from pipeline.storage import Storage
+from pipeline.tally import Tally
 
 
 @dataclass(slots=True)
@@ -69,7 +70,11 @@ def make_plan(
         changed = []
     left_alone = set(changed) | set(missing)
     tasks = [
-        task_of(shard, states[shard.name])
+        task_of(
+            shard,
+            states[shard.name],
+            size_bytes=len(shard.members) or sources[shard.name].size_bytes,
+        )
         for shard in shards
         if not states[shard.name].is_final and shard.name not in left_alone
     ]
@@ -94,11 +99,7 @@ def tally_of(plan: Plan) -> Tally:
         done_shards=sum(state.is_final for state in plan.states.values()),
         failed=plan.missing
         | {name: stale for name in plan.changed if not plan.states[name].is_final},
-        to_cover=sum(
-            (len(task.shard.members) or plan.sources[task.shard.name].size_bytes)
-            - task.start_offset
-            for task in plan.tasks
-        ),
+        to_cover=sum(task.remaining for task in plan.tasks),
         before={
             "videos": sum(receipt.videos for receipt in receipts),
             "clips": sum(receipt.rows for receipt in receipts),

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from pipeline.fingerprint import canonical_json
 from pipeline.manifest import Receipt
-from pipeline.schedule import Tally
+from pipeline.tally import Tally
 
 PLAIN_SECONDS = 10.0
 """Between two lines where there is no terminal."""

@@ -16,17 +16,20 @@ import hydra
 from omegaconf import DictConfig
 
 from pipeline import compose, resolve
+from pipeline.attempts import Workers
 from pipeline.config import ChangedInputs, ClusterKind, DatasetKind, RunConfig
-from pipeline.errors import PipelineError
+from pipeline.errors import Interrupted, PipelineError
 from pipeline.inputs import list_folder, list_tars
 from pipeline.manifest import publish_manifest
 from pipeline.planning import Plan, make_plan, tally_of
 from pipeline.progress import ProgressLine, summary
 from pipeline.run_record import check_fingerprint, write_run_record
-from pipeline.schedule import Scheduler, Tally, Workers
+from pipeline.schedule import Scheduler
 from pipeline.shards import Shard
+from pipeline.signals import command_started_at_seconds, stop_on_signals
 from pipeline.storage import Storage
-from pipeline.worker import WorkerSpec
+from pipeline.tally import Tally
+from pipeline.worker_spec import WorkerSpec
 from tokenizer import TokenizerError
 
 if TYPE_CHECKING:
@@ -53,11 +56,11 @@ def run_composed(config: DictConfig) -> None:
     logging.getLogger("tokenizer.checkpoint").setLevel(logging.ERROR)
     try:
         code = execute(compose.to_run_config(config))
+    except (Interrupted, KeyboardInterrupt):
+        sys.exit("interrupted; the same command continues behind the last committed segments")
     except (PipelineError, TokenizerError) as error:
         logger.debug("stopped", exc_info=True)
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues behind the last committed segments")
     if code:
         sys.exit(code)
 
@@ -100,6 +103,7 @@ def execute(run: RunConfig) -> int:
     )
     print_plan(job, plan)
     tally = tally_of(plan)
+    tally.began_at_seconds = command_started_at_seconds()
     if run.dry_run:
         return 0
     try:
@@ -163,15 +167,19 @@ def work(job: _Job, plan: Plan, tally: Tally) -> None:
     workers = start_workers(job, len(plan.tasks))
     try:
         with ProgressLine() as line:
-            Scheduler(
+            scheduler = Scheduler(
                 storage=job.storage,
                 workers=workers,
                 rules=resolve.retry_rules(job.run),
                 tally=tally,
                 show=line.show,
-            ).run(plan.tasks, plan.receipts)
+            )
+            with stop_on_signals(scheduler.stop, job.run.cluster.grace_seconds):
+                scheduler.run(plan.tasks, plan.receipts)
     finally:
         workers.close()
+    if tally.is_interrupted:
+        raise Interrupted(f"{len(plan.tasks)} shards were left to do")
 
 
 def start_workers(job: _Job, num_tasks: int) -> Workers:
@@ -185,6 +193,7 @@ def start_workers(job: _Job, num_tasks: int) -> Workers:
         spec = prepare(job, has_gpus=torch.cuda.is_available(), cores=os.cpu_count() or 1)
         return InlineWorkers(spec, open_shards=cluster.open_shards)
     # Ray takes a second to import: only for those who use it
+    from pipeline.cluster import WorkerSize
     from pipeline.driver import RayWorkers, start_ray
 
     found = start_ray(cluster.address if cluster.kind is ClusterKind.ray else None)
@@ -192,12 +201,12 @@ def start_workers(job: _Job, num_tasks: int) -> Workers:
     cpus = cluster.cpus_per_worker or found.cpus_per_worker(
         spec.encoder.threads + spec.decoders, cluster.gpus_per_worker
     )
-    wanted = cluster.num_workers or found.num_workers(cpus, cluster.gpus_per_worker)
+    gpus = cluster.gpus_per_worker if spec.encoder.device == "cuda" else 0.0
     return RayWorkers(
         spec,
-        num_workers=max(1, min(wanted, num_tasks)),
-        cpus_per_worker=cpus,
-        gpus_per_worker=cluster.gpus_per_worker,
+        size=WorkerSize(cpus=cpus, gpus=gpus),
+        num_workers=cluster.num_workers,
+        most_workers=num_tasks,
         open_shards=cluster.open_shards,
     )
 

@@ -43,6 +43,10 @@ class ShardTask:
     """Number of the first segment to write."""
     seen: frozenset[bytes] = frozenset()
     """Digests of the keys that are committed already."""
+    remaining: int = 0
+    """Bytes (members of a bucket) behind ``start_offset``, as planned; 0: not known."""
+    attempt: str = field(default_factory=new_attempt)
+    """Random id of this attempt; names its parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,12 +153,13 @@ class SegmentWriter:
         rules: CommitRules,
         token_format: TokenFormat,
         numerics: Mapping[str, Any],
+        vouch: Callable[[], None] = lambda: None,
         on_commit: Callable[[Receipt], None] = lambda receipt: None,
     ) -> None:
         self._task, self._source, self._storage, self._scratch = task, source, storage, scratch
         self._rules, self._format, self._numerics = rules, token_format, dict(numerics)
-        self._on_commit = on_commit
-        self._attempt = new_attempt()
+        self._vouch, self._on_commit = vouch, on_commit
+        self._attempt = task.attempt
         self._segment = task.next_segment
         self._start = task.start_offset
         self._ready: deque[OpenVideo] = deque()
@@ -199,6 +204,8 @@ class SegmentWriter:
 
     def _commit(self, end_offset: int, *, final: bool, cut: str | None) -> None:
         receipt = self._write(list(self._ready), end_offset, final, cut)
+        if receipt.part is not None:
+            self._vouch_for(receipt.part)
         holds = commit(self._storage, receipt)
         if holds.attempt == self._attempt:
             self._keep_originals([v for v in self._ready if v.failure is not None], receipt)
@@ -213,6 +220,14 @@ class SegmentWriter:
         self._clips = sum(video.num_clips for video in self._ready)
         self._original_bytes = sum(len(video.original) for video in self._ready)
         self._began = time.monotonic()
+
+    def _vouch_for(self, part: str) -> None:
+        """Behind the segment's last clip, and before anybody can see its part."""
+        try:
+            self._vouch()
+        except ShardError:
+            self._storage.delete(f"parts/{part}")
+            raise
 
     def _check_same_source(self, winner: Receipt) -> None:
         logger.info("%s was committed by attempt %s", winner.name, winner.attempt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.progress import ProgressLine, bottleneck, duration, summary
-from pipeline.schedule import Tally
+from pipeline.tally import Tally
 from tests.pipeline.receipts import receipt
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline import schedule
+from pipeline.attempts import Finished, WorkerReport
 from pipeline.errors import (
     RunError,
     ShardError,
@@ -18,9 +19,10 @@ from pipeline.errors import (
     WorkerLost,
 )
 from pipeline.manifest import Receipt, read_chain
-from pipeline.schedule import Finished, RetryRules, Scheduler, Tally, task_of
+from pipeline.schedule import RetryRules, Scheduler, task_of
 from pipeline.segments import ShardTask
 from pipeline.storage import Storage
+from pipeline.tally import Tally
 from tests.pipeline.fakes import FakeWorkers, Outcome, segment_writer, shard, video
 
 
@@ -94,13 +96,13 @@ def test_all_shards_are_done_and_their_receipts_returned(storage: Storage) -> No
     workers, tally, receipts = run(storage, outcomes)
     assert (tally.done_shards, tally.failed, tally.retries, tally.in_flight) == (5, {}, 0, 0)
     assert {one.shard for one in receipts} == set("abcde")
-    assert workers.most_in_flight <= workers.capacity()
+    assert workers.most_open <= 2
 
 
 def test_a_failed_shard_is_tried_again_after_a_growing_wait(storage: Storage) -> None:
     outcomes = {"s": [fails(ShardError("s", "x"))] * 2 + [succeeds(storage)]}
     workers, tally, _ = run(storage, outcomes, retry_seconds=0.1)
-    first, second, third = [at for at, _ in workers.submitted]
+    first, second, third = [at for at, _, _ in workers.submitted]
     assert second - first >= 0.05
     assert third - second >= 0.1
     assert (tally.done_shards, tally.retries, tally.failed) == (1, 2, {})
@@ -123,8 +125,8 @@ def test_an_attempt_that_was_preempted_does_not_count(storage: Storage) -> None:
 def test_the_next_attempt_begins_behind_what_the_failed_one_committed(storage: Storage) -> None:
     outcomes = {"s": [fails_after(storage, 2), fails_after(storage, 3), succeeds(storage)]}
     workers, tally, receipts = run(storage, outcomes)
-    assert [task.start_offset for _, task in workers.submitted] == [0, 20, 30]
-    assert [task.next_segment for _, task in workers.submitted] == [0, 1, 2]
+    assert [task.start_offset for _, _, task in workers.submitted] == [0, 20, 30]
+    assert [task.next_segment for _, _, task in workers.submitted] == [0, 1, 2]
     assert [(one.start_offset, one.end_offset) for one in receipts] == [(0, 20), (20, 30), (30, 40)]
     assert tally.done_shards == 1
     assert receipts == read_chain(storage, "s").receipts
@@ -137,7 +139,7 @@ def test_an_attempt_that_died_behind_its_final_commit_is_done(storage: Storage) 
 
 @pytest.mark.parametrize("error", [RunError("no"), StorageRefused("no"), ZeroDivisionError("no")])
 def test_an_error_that_is_no_shards_stops_the_run(storage: Storage, error: Exception) -> None:
-    workers = FakeWorkers({"s": [fails(error)], "t": [succeeds(storage)]}, capacity=1)
+    workers = FakeWorkers({"s": [fails(error)], "t": [succeeds(storage)]}, slots=1)
     with pytest.raises(type(error), match="no"):
         run(storage, {"s": [], "t": []}, workers=workers)
     assert len(workers.submitted) == 1
@@ -233,7 +235,7 @@ def test_a_heartbeat_is_left_when_the_run_stops(storage: Storage) -> None:
 
 def bad_videos(storage: Storage, before: dict[str, float], counted: dict[str, float]) -> None:
     workers = FakeWorkers({"s": [succeeds(storage)]})
-    workers.counted = counted
+    workers.said = {"fake": WorkerReport(counters=counted)}
     run(storage, {"s": []}, workers=workers, tally=Tally(num_shards=1, before=before))
 
 
