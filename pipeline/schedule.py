@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 MANIFEST_SECONDS = 600.0
 WATCH_SECONDS = 1.0
 """Between two looks at counters, leases and the tail."""
+WORKERS_PER_SECOND = 100.0
+"""Looked at, at most, so that a large pool does not keep the driver busy."""
 EVENT_SECONDS = 0.5
 """Longest wait for an event."""
 
@@ -240,7 +242,9 @@ class Scheduler:
 
     def _watch(self) -> None:
         now = self._clock()
-        if now - self._watched < WATCH_SECONDS and not self._leases.is_empty:
+        # a thousand workers report every ten seconds: no use in looking more often
+        period = max(WATCH_SECONDS, self._leases.num_owners / WORKERS_PER_SECOND)
+        if now - self._watched < period and not self._leases.is_empty:
             return
         self._watched = now
         reports = self._workers.reports()
