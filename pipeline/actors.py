@@ -9,7 +9,7 @@ import sys
 import ray
 
 from pipeline.errors import WorkerLost
-from pipeline.manifest import Receipt
+from pipeline.receipts import Receipt
 from pipeline.segments import ShardTask
 from pipeline.worker import Worker, WorkerSpec
 

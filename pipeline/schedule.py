@@ -18,10 +18,9 @@ from typing import Protocol
 
 from pipeline.errors import RunError, ShardError, TooManyBadVideos, WorkerLost
 from pipeline.heartbeat import HEARTBEAT_SECONDS, write_heartbeat
-from pipeline.manifest import Receipt, ShardState, new_attempt, publish_manifest, read_chain
-from pipeline.reader import Source
+from pipeline.ledger import Ledger, read_chain, task_of
+from pipeline.receipts import Receipt, new_attempt
 from pipeline.segments import ShardTask
-from pipeline.shards import Shard
 from pipeline.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -115,8 +114,8 @@ class Scheduler:
         self._beat, self._snapshot = 0.0, time.monotonic()
         self._driver = new_attempt()
 
-    def run(self, tasks: Sequence[ShardTask], receipts: list[Receipt]) -> None:
-        """Carry out all tasks; ``receipts`` grows by what they commit.
+    def run(self, tasks: Sequence[ShardTask], ledger: Ledger) -> None:
+        """Carry out all tasks; ``ledger`` grows by what they commit.
 
         Raises:
             RunError: the run cannot go on; what is committed stays.
@@ -136,9 +135,9 @@ class Scheduler:
                     in_flight += 1
                 for finished in self._workers.wait(0.5):
                     in_flight -= 1
-                    self._take(finished, receipts)
+                    self._take(finished, ledger)
                 self._tally.in_flight = in_flight
-                self._report(receipts)
+                self._report(ledger)
         finally:
             self._tally.counters = self._workers.counters(wait_seconds=5.0)
             self._heartbeat(running=False)
@@ -147,10 +146,10 @@ class Scheduler:
         self._order += 1
         heapq.heappush(self._waiting, (time.monotonic() + delay_seconds, self._order, task))
 
-    def _take(self, finished: Finished, receipts: list[Receipt]) -> None:
+    def _take(self, finished: Finished, ledger: Ledger) -> None:
         shard = finished.task.shard
         if finished.error is None:
-            receipts.extend(finished.receipts)
+            ledger.add(finished.receipts)
             self._tally.done_shards += 1
             return
         self._record_failure(finished)
@@ -159,12 +158,12 @@ class Scheduler:
         # What the attempt committed before it failed stays: begin behind it.
         task = finished.task
         try:
-            state = read_chain(self._storage, shard.name)
+            ledger.add(read_chain(self._storage, shard.name))
         except ShardError as away:
             # the same task then: it meets what is committed, and goes on behind it
             logger.warning("receipts of %s cannot be read now: %s", shard.name, away)
         else:
-            receipts.extend(state.receipts[task.next_segment :])
+            state = ledger.state(shard.name)
             if state.is_final:
                 self._tally.done_shards += 1
                 return
@@ -198,7 +197,7 @@ class Scheduler:
             # the failure itself is what matters; it is raised or retried by the caller
             logger.warning("could not write %s: %s", name, unwritable)
 
-    def _report(self, receipts: Sequence[Receipt]) -> None:
+    def _report(self, ledger: Ledger) -> None:
         now = time.monotonic()
         self._tally.counters = self._workers.counters()
         self._show(self._tally)
@@ -206,10 +205,10 @@ class Scheduler:
         if now - self._beat >= HEARTBEAT_SECONDS:
             self._beat = now
             self._heartbeat(running=True)
-        if now - self._snapshot >= MANIFEST_SECONDS and receipts:
+        if now - self._snapshot >= MANIFEST_SECONDS and ledger.num_unpublished:
             self._snapshot = now
             try:
-                publish_manifest(self._storage, receipts)
+                ledger.publish(self._storage)
             except ShardError as away:
                 logger.warning("no manifest this time: %s", away)
 
@@ -242,18 +241,3 @@ class Scheduler:
         except (ShardError, WorkerLost) as error:
             # storage may be away for a moment; the attempts that need it will say so
             logger.warning("no heartbeat: %s", error)
-
-
-def task_of(shard: Shard, state: ShardState) -> ShardTask:
-    """The attempt that continues a shard from its last receipt."""
-    source = None
-    if state.receipts:
-        last = state.receipts[-1]
-        source = Source(size_bytes=last.source_bytes, version=last.source_version)
-    return ShardTask(
-        shard=shard,
-        source=source,
-        start_offset=state.end_offset,
-        next_segment=len(state.receipts),
-        seen=frozenset(state.seen_digests()),
-    )

@@ -32,8 +32,8 @@ from pipeline.encode import ClipEncoder, Encoder, EncoderSpec
 from pipeline.errors import RunError, ShardError, VideoError, WorkerLost
 from pipeline.fingerprint import differences
 from pipeline.intake import ByteBudget, ShardReading
-from pipeline.manifest import Receipt
 from pipeline.reader import ReadRules, source_of
+from pipeline.receipts import Receipt
 from pipeline.records import ClipPlan, SamplingMode, VideoLimits
 from pipeline.segments import CommitRules, OpenVideo, SegmentWriter, ShardTask
 from pipeline.storage import Storage

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from pipeline.errors import VideoError
-from pipeline.manifest import Receipt
 from pipeline.packing import pack_indices, pack_latents
 from pipeline.reader import Sample, Source
+from pipeline.receipts import Receipt
 from pipeline.records import DecodeSummary, SourceInfo
 from pipeline.run_record import write_run_record
 from pipeline.schedule import Finished

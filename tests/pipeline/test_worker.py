@@ -14,8 +14,8 @@ import pytest
 
 from pipeline.encode import EncoderSpec
 from pipeline.errors import RunError, ShardError, WorkerLost
-from pipeline.manifest import Receipt
 from pipeline.reader import Source
+from pipeline.receipts import Receipt
 from pipeline.records import VideoLimits
 from pipeline.segments import CommitRules, ShardTask
 from pipeline.shards import Shard
