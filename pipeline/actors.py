@@ -11,7 +11,7 @@ import ray
 
 from pipeline.attempts import Wish, WorkerReport
 from pipeline.errors import WorkerLost
-from pipeline.manifest import Receipt
+from pipeline.receipts import Receipt
 from pipeline.segments import ShardTask
 from pipeline.worker import Worker
 from pipeline.worker_spec import WorkerSpec

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.manifest import Receipt
+from pipeline.receipts import Receipt
 from pipeline.segments import ShardTask
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.attempts import Wish
 from pipeline.errors import WorkerLost
-from pipeline.reader import ReadRules, ShardEnd, read_shard
+from pipeline.reader import ReadRules, ShardEnd, read_shard, split_digests
 from pipeline.segments import OpenVideo, ShardTask
 
 
@@ -94,7 +94,7 @@ class ShardReading(threading.Thread):
             rules=self._rules,
             options=self._options,
             start_offset=task.start_offset,
-            seen=set(task.seen),
+            seen=split_digests(task.seen),
         )
         for item in items:
             if self.abandoned.is_set():

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from pipeline.attempts import WorkerReport
-from pipeline.manifest import new_attempt
+from pipeline.receipts import new_attempt
 from pipeline.segments import ShardTask
 
 RATES_KEPT = 512

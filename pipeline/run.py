@@ -20,7 +20,6 @@ from pipeline.attempts import Workers
 from pipeline.config import ChangedInputs, ClusterKind, DatasetKind, RunConfig
 from pipeline.errors import Interrupted, PipelineError
 from pipeline.inputs import list_folder, list_tars
-from pipeline.manifest import publish_manifest
 from pipeline.planning import Plan, make_plan, tally_of
 from pipeline.progress import ProgressLine, summary
 from pipeline.run_record import check_fingerprint, write_run_record
@@ -110,8 +109,7 @@ def execute(run: RunConfig) -> int:
         if plan.tasks:
             work(job, plan, tally)
     finally:
-        if plan.receipts:
-            publish_manifest(storage, plan.receipts)
+        plan.ledger.publish(storage)
     return conclude(plan, tally, storage)
 
 
@@ -147,7 +145,7 @@ def list_shards(run: RunConfig) -> list[Shard]:
 def print_plan(job: _Job, plan: Plan) -> None:
     """Say what is there and what will be done."""
     run = job.run
-    final = sum(state.is_final for state in plan.states.values())
+    final = plan.ledger.counts(shard.name for shard in plan.shards).final_shards
     size = sum(source.size_bytes for source in plan.sources.values())
     print(
         f"{run.dataset.name}: {len(plan.shards)} shards, {size / 1e6:,.1f} MB; {final} final, "
@@ -175,7 +173,7 @@ def work(job: _Job, plan: Plan, tally: Tally) -> None:
                 show=line.show,
             )
             with stop_on_signals(scheduler.stop, job.run.cluster.grace_seconds):
-                scheduler.run(plan.tasks, plan.receipts)
+                scheduler.run(plan.tasks, plan.ledger)
     finally:
         workers.close()
     if tally.is_interrupted:
@@ -233,11 +231,9 @@ def prepare(job: _Job, *, has_gpus: bool, cores: float) -> WorkerSpec:
 
 def conclude(plan: Plan, tally: Tally, storage: Storage) -> int:
     """Print how the run ended; 0 when every shard is final and complete."""
-    names = {shard.name for shard in plan.shards}
-    receipts = [receipt for receipt in plan.receipts if receipt.shard in names]
-    print(summary(tally, receipts, root=str(storage)))
-    is_whole = all(receipt.complete for receipt in receipts)
-    return 0 if is_whole and tally.done_shards == tally.num_shards and not tally.failed else 1
+    counts = plan.ledger.counts(shard.name for shard in plan.shards)
+    print(summary(tally, counts, root=str(storage)))
+    return 0 if not counts.cut and tally.done_shards == tally.num_shards and not tally.failed else 1
 
 
 if __name__ == "__main__":

@@ -26,10 +26,9 @@ from pipeline.errors import (
 )
 from pipeline.heartbeat import HEARTBEAT_SECONDS, write_heartbeat
 from pipeline.leases import Lease, Leases
-from pipeline.manifest import Receipt, ShardState, new_attempt, publish_manifest, read_chain
-from pipeline.reader import Source
+from pipeline.ledger import Ledger, ShardState, read_chain, task_of
+from pipeline.receipts import new_attempt
 from pipeline.segments import ShardTask
-from pipeline.shards import Shard
 from pipeline.storage import Storage
 from pipeline.tally import Tally
 
@@ -80,7 +79,7 @@ class Scheduler:
         self._leases = Leases()
         self._attempts: dict[str, int] = {}
         self._done: set[str] = set()
-        self._receipts: list[Receipt] = []
+        self._ledger = Ledger()
         self._watched, self._beat, self._snapshot = clock() - WATCH_SECONDS, 0.0, clock()
         self._stop_wanted, self._give_up_at = False, float("inf")
         self._driver = new_attempt()
@@ -89,13 +88,13 @@ class Scheduler:
         """Ask the run to end: open segments are committed first. May be called by a signal."""
         self._stop_wanted = True
 
-    def run(self, tasks: Sequence[ShardTask], receipts: list[Receipt]) -> None:
-        """Carry out all tasks; ``receipts`` grows by what they commit.
+    def run(self, tasks: Sequence[ShardTask], ledger: Ledger) -> None:
+        """Carry out all tasks; ``ledger`` grows by what they commit.
 
         Raises:
             RunError: the run cannot go on; what is committed stays.
         """
-        self._receipts = receipts
+        self._ledger = ledger
         for task in tasks:
             self._leases.add(task)
         try:
@@ -159,12 +158,12 @@ class Scheduler:
         if shard in self._done or isinstance(finished.error, Abandoned):
             return
         if finished.error is None:
-            self._receipts.extend(finished.receipts)
+            self._ledger.add(finished.receipts)
             if is_final:
                 self._finish(shard)
             else:
                 self._tally.handed_back += 1
-                self._go_on(finished.task, keep=len(finished.receipts))
+                self._go_on(finished.task)
         else:
             self._take_failure(finished)
 
@@ -186,18 +185,17 @@ class Scheduler:
         self._attempts[shard.name] = tried
         if tried >= self._rules.max_attempts and not self._leases.of_shard(shard.name):
             logger.error("%s given up after %d attempts: %s", shard.name, tried, error)
-            self._go_on(finished.task, keep=0, give_up=str(error))
+            self._go_on(finished.task, give_up=str(error))
             return
         delay = self._rules.retry_seconds * 2.0 ** max(0, tried - 1) * random.uniform(0.5, 1.5)
         self._tally.retries += 1
         logger.warning("%s failed, again in %.1f s: %s", shard.name, delay, error)
-        self._go_on(finished.task, keep=0, delay_seconds=delay)
+        self._go_on(finished.task, delay_seconds=delay)
 
     def _go_on(
         self,
         task: ShardTask,
         *,
-        keep: int,
         delay_seconds: float | None = None,
         give_up: str | None = None,
     ) -> None:
@@ -205,18 +203,16 @@ class Scheduler:
 
         Args:
             task: of the attempt that has ended.
-            keep: receipts of it that are known already.
             delay_seconds: to wait before the next one.
             give_up: do not try again, for this reason.
         """
         shard = task.shard
         try:
-            state = read_chain(self._storage, shard.name)
+            state = self._read_again(shard.name)
         except ShardError as away:
             # the same task then: it meets what is committed, and goes on behind it
             logger.warning("receipts of %s cannot be read now: %s", shard.name, away)
         else:
-            self._receipts.extend(state.receipts[task.next_segment + keep :])
             if state.is_final:
                 self._finish(shard.name)
                 return
@@ -225,6 +221,11 @@ class Scheduler:
             self._tally.failed[shard.name] = give_up
         elif not self._leases.of_shard(shard.name):  # else its copy goes on
             self._leases.add(task, at=None if delay_seconds is None else self._later(delay_seconds))
+
+    def _read_again(self, shard: str) -> ShardState:
+        """What is committed of a shard now, by whomever."""
+        self._ledger.add(read_chain(self._storage, shard))
+        return self._ledger.state(shard)
 
     def _later(self, seconds: float) -> float:
         return self._clock() + seconds
@@ -257,7 +258,7 @@ class Scheduler:
         if now - self._beat >= HEARTBEAT_SECONDS:
             self._beat = now
             self._heartbeat(running=True)
-        if now - self._snapshot >= MANIFEST_SECONDS and self._receipts:
+        if now - self._snapshot >= MANIFEST_SECONDS and self._ledger.num_unpublished:
             self._snapshot = now
             self._publish_manifest()
 
@@ -275,7 +276,7 @@ class Scheduler:
     def _copy(self, lease: Lease) -> None:
         """Give a straggler to an idle worker as well; whoever is faster wins, by its receipts."""
         try:
-            task = continued(lease.task, read_chain(self._storage, lease.task.shard.name))
+            task = continued(lease.task, self._read_again(lease.task.shard.name))
         except ShardError as away:
             logger.warning("no copy of %s now: %s", lease.task.shard.name, away)
             return
@@ -291,7 +292,7 @@ class Scheduler:
 
     def _publish_manifest(self) -> None:
         try:
-            publish_manifest(self._storage, self._receipts)
+            self._ledger.publish(self._storage)
         except ShardError as away:
             logger.warning("no manifest this time: %s", away)
 
@@ -332,31 +333,9 @@ class Scheduler:
             logger.warning("no heartbeat: %s", error)
 
 
-def task_of(shard: Shard, state: ShardState, *, size_bytes: int = 0) -> ShardTask:
-    """The attempt that continues a shard from its last receipt.
-
-    Args:
-        shard: which.
-        state: what is committed of it.
-        size_bytes: of the source (members of a bucket); 0: not known.
-    """
-    source = None
-    if state.receipts:
-        last = state.receipts[-1]
-        source = Source(size_bytes=last.source_bytes, version=last.source_version)
-    return ShardTask(
-        shard=shard,
-        source=source,
-        start_offset=state.end_offset,
-        next_segment=len(state.receipts),
-        seen=frozenset(state.seen_digests()),
-        remaining=max(0, size_bytes - state.end_offset),
-    )
-
-
 def continued(task: ShardTask, state: ShardState) -> ShardTask:
     """The task behind what is committed by now; itself when that is nothing new."""
-    if len(state.receipts) <= task.next_segment:
+    if state.num_segments <= task.next_segment:
         return task
     again = task_of(task.shard, state)
     covered = again.start_offset - task.start_offset

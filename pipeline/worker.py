@@ -41,9 +41,9 @@ from pipeline.errors import (
     WorkerLost,
 )
 from pipeline.intake import ByteBudget, ShardReading
-from pipeline.manifest import Receipt
 from pipeline.numerics import check_numerics
 from pipeline.reader import source_of
+from pipeline.receipts import Receipt
 from pipeline.records import CanaryMode, SamplingMode
 from pipeline.segments import OpenVideo, SegmentWriter, ShardTask
 from pipeline.storage import Storage

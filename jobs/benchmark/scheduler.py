@@ -16,7 +16,7 @@ from typing import cast
 
 from jobs.benchmark.measure import machine, table, write_json
 from jobs.benchmark.simulated import SimulatedCluster, SimulatedStorage, World
-from pipeline.manifest import Receipt
+from pipeline.ledger import Ledger
 from pipeline.schedule import RetryRules, Scheduler
 from pipeline.storage import Storage
 from pipeline.tally import Tally
@@ -76,10 +76,9 @@ def simulate(world: World) -> dict[str, float]:
         show=lambda tally: None,
         clock=lambda: cluster.now,
     )
-    receipts: list[Receipt] = []
     cluster.own_seconds = 0.0
     began = time.process_time()
-    scheduler.run(cluster.tasks, receipts)
+    scheduler.run(cluster.tasks, Ledger())
     driver_seconds = time.process_time() - began - cluster.own_seconds
     cluster.finish()
     useful = sum(cluster.work.values())

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.attempts import Event, Finished, Joined, Left, Wish, WorkerReport
 from pipeline.errors import Abandoned, ShardError, WorkerLost
-from pipeline.manifest import Receipt
+from pipeline.receipts import Receipt
 from pipeline.segments import ShardTask
 from pipeline.shards import Shard, ShardKind
 

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 
 from pipeline.attempts import Event, Finished, Joined, Wish, WorkerReport
 from pipeline.errors import VideoError
-from pipeline.manifest import Receipt
 from pipeline.packing import pack_indices, pack_latents
 from pipeline.reader import Sample, Source
+from pipeline.receipts import Receipt
 from pipeline.records import DecodeSummary, SourceInfo
 from pipeline.run_record import write_run_record
 from pipeline.schema import TokenFormat, TokenRow, clip_id

@@ -14,9 +14,9 @@ import pytest
 
 from pipeline.encode import EncoderSpec
 from pipeline.errors import RunError, ShardError, WorkerLost
-from pipeline.manifest import Receipt
 from pipeline.numerics import check_numerics
 from pipeline.reader import Source
+from pipeline.receipts import Receipt
 from pipeline.records import CanaryMode, VideoLimits
 from pipeline.segments import CommitRules, ShardTask
 from pipeline.shards import Shard
