@@ -267,8 +267,9 @@ class Scheduler:
             logger.error("%s stood still for %.0f s", owner, self._rules.lease_seconds)
             self._leases.leave(owner)
             self._workers.restart(owner)
-        for lease in self._leases.to_move(reports, now):
-            logger.info("%s goes to an idle worker", lease.task.shard.name)
+        self._leases.measure(reports, now)
+        for lease in self._leases.to_relieve(reports, now) + self._leases.to_move(reports, now):
+            logger.info("%s goes to another worker", lease.task.shard.name)
             self._hand_back(lease)
         for lease in self._leases.to_copy(reports, now):
             self._copy(lease)
