@@ -1,4 +1,4 @@
-"""Machines come, are drained, and die while a run goes on: it uses what is there and loses nothing."""
+"""Machines come, are drained, and die while a run goes on; nothing is lost."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SMALL_SEGMENTS = (*LARGER, "encoder.decoders=1", "cluster.cpus_per_worker=2")
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Tars of some minutes of work."""
-    return runs.write_shards(tmp_path_factory.mktemp("shards"), num_shards=12, num_videos=20)
+    """Tars of a minute of work or two."""
+    return runs.write_shards(tmp_path_factory.mktemp("shards"), num_shards=6, num_videos=10)
 
 
 @pytest.fixture(scope="module")
