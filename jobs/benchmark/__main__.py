@@ -11,7 +11,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-BENCHMARKS: dict[str, str] = {}
+BENCHMARKS: dict[str, str] = {
+    "pipeline": "clips per second against decoding and encoding alone, and against Ray Data",
+}
 """Name -> what it measures; the module has the same name."""
 
 
