@@ -166,7 +166,7 @@ class ClipEncoder:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what is freed for the next batch instead of returning it to the system.
+    """Let the C library keep what is freed for the next batch, not return it to the system.
 
     An encoder allocates and frees the same activations for every batch. In a thread glibc unmaps
     them each time, and thousands of page faults a clip cost up to a sixth of the encoding time of
