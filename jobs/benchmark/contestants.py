@@ -13,42 +13,42 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.benchmark import pieces
 from jobs.benchmark.clock import clocked
 from jobs.benchmark.workload import Figures, Job, run_config, worker_spec
 
+if TYPE_CHECKING:
+    from pipeline.attempts import Event, Workers
+    from pipeline.planning import Plan
+    from pipeline.storage import Storage
+    from pipeline.worker_spec import WorkerSpec
+
 
 def _pipeline(job: Job, *, on_ray: bool) -> Figures:
-    """The real planning, scheduler, workers and commits, on workers that have done a shard."""
-    from pipeline.planning import make_plan, tally_of
-    from pipeline.schedule import RetryRules, Scheduler
+    """The real planning, scheduler, workers and commits, on a worker that has done a shard."""
+    from pipeline.planning import make_plan
     from pipeline.shards import tar_shards
     from pipeline.storage import Storage
 
     out = Path(job.folder, "out")
     shutil.rmtree(out, ignore_errors=True)
-    run = run_config(job.shards, out, job.setting)
     storage = Storage(str(out), {})
-    workers = _workers(worker_spec(run), on_ray=on_ray)
+    spec = worker_spec(run_config(job.shards, out, job.setting))
+    workers: Any = _Rejoining(_workers(spec, on_ray=on_ray))
 
     def carry_out(tars: list[str]) -> None:
         plan = make_plan(tar_shards(tars), storage, options={}, redo_changed=False)
-        Scheduler(
-            storage=storage,
-            workers=workers,
-            rules=RetryRules(max_attempts=1, retry_seconds=1, max_bad_fraction=1, min_videos=1),
-            tally=tally_of(plan),
-            show=lambda tally: None,
-        ).run(plan.tasks, plan.receipts)
+        _schedule(plan, storage, workers)
 
     try:
         carry_out([job.warm_up])
-        before = workers.counters(wait_seconds=5)
+        before = _counters(workers)
+        workers.rejoin()
         with clocked() as figures:
             carry_out(job.shards)
-        after = workers.counters(wait_seconds=5)
+        after = _counters(workers)
     finally:
         workers.close()
     spent = {name: after[name] - before.get(name, 0) for name in after}
@@ -58,16 +58,64 @@ def _pipeline(job: Job, *, on_ray: bool) -> Figures:
     return figures | {name: spent[name] for name in names}
 
 
-def _workers(spec: Any, *, on_ray: bool) -> Any:
+def _schedule(plan: Plan, storage: Storage, workers: Any) -> None:
+    from pipeline.planning import tally_of
+    from pipeline.schedule import RetryRules, Scheduler
+
+    tally = tally_of(plan)
+    rules = RetryRules(max_attempts=1, retry_seconds=1, max_bad_fraction=1, min_videos=1)
+    Scheduler(
+        storage=storage, workers=workers, rules=rules, tally=tally, show=lambda tally: None
+    ).run(plan.tasks, plan.ledger)
+    if tally.failed or tally.done_shards != tally.num_shards:
+        raise RuntimeError(f"shards failed: {tally.failed}")
+
+
+class _Rejoining:
+    """Workers that outlive a scheduler, and join the next one."""
+
+    def __init__(self, workers: Any) -> None:
+        self._workers = workers
+        self._joined: list[Event] = []
+        self._again: list[Event] = []
+
+    def rejoin(self) -> None:
+        """Tell the next scheduler who is there."""
+        self._again = list(self._joined)
+
+    def events(self, timeout_seconds: float) -> list[Event]:
+        from pipeline.attempts import Joined
+
+        again, self._again = self._again, []
+        found: list[Event] = self._workers.events(0.0 if again else timeout_seconds)
+        self._joined += [event for event in found if isinstance(event, Joined)]
+        return again + found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._workers, name)
+
+
+def _workers(spec: WorkerSpec, *, on_ray: bool) -> Workers:
     """One worker, here or on a Ray of its own."""
     if not on_ray:
         from pipeline.inline import InlineWorkers
 
         return InlineWorkers(spec, open_shards=2)
+    from pipeline.cluster import WorkerSize
     from pipeline.driver import RayWorkers, start_ray
 
+    gpus = float(spec.encoder.device == "cuda")
     start_ray(None)
-    return RayWorkers(spec, num_workers=1, cpus_per_worker=1, gpus_per_worker=1.0, open_shards=2)
+    return RayWorkers(
+        spec, size=WorkerSize(cpus=1, gpus=gpus), num_workers=1, most_workers=1, open_shards=2
+    )
+
+
+def _counters(workers: Workers) -> dict[str, float]:
+    from pipeline.attempts import combined
+
+    reports = workers.reports(wait_seconds=5)
+    return combined(report.counters for report in reports.values())
 
 
 def _ray_data(job: Job, *, as_documented: bool) -> Figures:

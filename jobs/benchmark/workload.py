@@ -22,11 +22,11 @@ from pipeline.records import Clip, ClipPlan, DecodeSummary, VideoLimits
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
-    from pipeline.worker import WorkerSpec
+    from pipeline.worker_spec import WorkerSpec
 
 MODEL = ("+tokenizer=demo", "tokenizer.ch=8", "sampling.resolution=72")
 """Encoding a clip takes one core about as long as decoding it, measured over the demo's clips."""
-VIDEOS_PER_SHARD = 24
+VIDEOS_PER_SHARD = 48
 Figures = dict[str, float]
 """``seconds`` and ``cpu_seconds`` by the clock, and what else is known."""
 WARM_UP = "warm-up"
