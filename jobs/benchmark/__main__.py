@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 BENCHMARKS: dict[str, str] = {
+    "pipeline": "clips per second against decoding and encoding alone, and against Ray Data",
     "scheduler": "the driver's code against a thousand simulated GPUs, in virtual time",
 }
 """Name -> what it measures; the module has the same name."""
