@@ -20,14 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.batcher import ClipBatcher, GathersClips, Rows
-from pipeline.decode_pool import (
-    ClipDecoded,
-    DecodePool,
-    Event,
-    VideoDecoded,
-    VideoFailed,
-    VideoRetried,
-)
+from pipeline.decode_events import ClipDecoded, Event, VideoDecoded, VideoFailed, VideoRetried
+from pipeline.decode_pool import DecodePool
 from pipeline.encode import ClipEncoder, Encoder, EncoderSpec
 from pipeline.errors import RunError, ShardError, VideoError, WorkerLost
 from pipeline.fingerprint import differences

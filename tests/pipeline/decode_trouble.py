@@ -27,7 +27,8 @@ SOURCE = SourceInfo(
 def decode(data, plan, limits, on_progress, new_frames):
     """``clips=N`` clips with their number in every pixel, then the trouble that is asked for."""
     command = data.decode()
-    for index in range(int(re.search(r"clips=(\d+)|$", command).group(1) or 0)):
+    num_clips = int(re.search(r"clips=(\d+)|$", command).group(1) or 0)
+    for index in range(num_clips):
         on_progress()
         frames = new_frames((plan.clip_frames, *plan.buckets[0], 3))
         frames[:] = index
@@ -65,7 +66,9 @@ def decode(data, plan, limits, on_progress, new_frames):
         kept.clear()
     if "keep" in command:
         decode.leak = np.ones(64 << 20, np.uint8)
-    yield DecodeSummary(source=SOURCE, num_clips={plan.fps[0]: 1}, filtered={}, decode_seconds=0.5)
+    yield DecodeSummary(
+        source=SOURCE, num_clips={plan.fps[0]: num_clips}, filtered={}, decode_seconds=0.5
+    )
 
 
 if __name__ == "__main__":

@@ -11,13 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.decode_pool import (
-    ClipDecoded,
-    DecodePool,
-    VideoDecoded,
-    VideoFailed,
-    VideoRetried,
-)
+from pipeline.decode_events import ClipDecoded, VideoDecoded, VideoFailed, VideoRetried
+from pipeline.decode_pool import DecodePool
 from pipeline.errors import RunError
 from pipeline.records import ClipPlan, TailPolicy, VideoLimits
 
@@ -83,7 +78,7 @@ def test_clips_of_a_video_come_in_order_before_its_summary():
         assert [event.clip.clip_index for event in clips] == list(range(number))
         assert isinstance(last, VideoDecoded)
     assert of(events, 0)[1].clip.start_seconds == 1 / 3
-    assert of(events, 0)[-1].summary.num_clips == {8.0: 1}
+    assert of(events, 0)[-1].summary.num_clips == {8.0: 5}
 
 
 def test_frames_are_read_in_place_and_survive_their_pool():
