@@ -281,18 +281,16 @@ class DecodePool:
             summary = read_summary(message, self._plan)
             if {fps: n for fps, n in summary.num_clips.items() if n} != child.num_clips:
                 raise ValueError(f"gave {child.num_clips} clips, counts {summary.num_clips}")
-            self._finish(child)
-            self._events.put(VideoDecoded(job.ticket, summary))
+            self._finish(child, VideoDecoded(job.ticket, summary))
         elif (reason := text(message, "reason")) in CHILD_REASONS:
             self._lose(child, reason, text(message, "message"))
         elif reason in REASONS:
-            self._finish(child)
-            self._events.put(VideoFailed(job.ticket, reason, text(message, "message")))
+            self._finish(child, VideoFailed(job.ticket, reason, text(message, "message")))
         else:
             raise ValueError(f"{kind} for reason {reason!r}")
 
-    def _finish(self, child: ChildProcess) -> None:
-        """Runs before the video's last event is given out, so that counters are up to date then."""
+    def _finish(self, child: ChildProcess, event: VideoDecoded | VideoFailed) -> None:
+        """A video's last event; counters are up to date when it is given out."""
         self._count_use(child)
         child.job = None
         if (
@@ -302,6 +300,7 @@ class DecodePool:
         ):
             self.num_recycled += 1
             self._remove(child)
+        self._events.put(event)
 
     def _count_use(self, child: ChildProcess) -> None:
         self._busy_seconds += time.monotonic() - child.began_at

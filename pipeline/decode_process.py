@@ -27,6 +27,8 @@ _STDERR_BYTES = 4096
 _INHERITED = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "COVERAGE_PROCESS_START")
 """Environment that a child gets; credentials of storage are none of its business."""
 _PAGE_BYTES, _TICKS = os.sysconf("SC_PAGESIZE"), os.sysconf("SC_CLK_TCK")
+WALL_PER_CPU = 4
+"""Time that decoding may take, waiting for its ring apart, on the CPU time that it may."""
 REAP_SECONDS = 5.0
 """Longest wait for a process that was killed, or has closed its socket."""
 
@@ -191,6 +193,9 @@ class ChildProcess:
         seconds = factor * (limits.cpu_seconds + limits.no_progress_seconds)
         if self.cpu_seconds() - self._cpu_at_begin_seconds > seconds:
             return "too_much_work", f"not decoded after {seconds:g} s of CPU time"
+        seconds *= WALL_PER_CPU
+        if now - self.began_at - self.full_seconds > seconds:
+            return "too_much_work", f"not decoded after {seconds:g} s"
         allowed = factor * limits.child_memory_bytes
         grown = self.rss_bytes() - self._rss_at_begin_bytes
         if grown > allowed:

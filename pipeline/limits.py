@@ -90,6 +90,11 @@ def cpu_allowance(num_frames: int, pixels: int, limits: VideoLimits) -> float:
 def ffmpeg_max_pixels(limits: VideoLimits) -> str:
     """The bound inside FFmpeg, for sizes that change while a packet is decoded.
 
-    Well above ours: FFmpeg counts padded rows, and the exact bound is checked by us.
+    Above ours by what rounding the sides up to whole blocks may add: FFmpeg counts that, and the
+    exact bound is checked by us.
+
+    >>> int(ffmpeg_max_pixels(VideoLimits(pixels=8192 * 8192))) / 8192**2
+    1.140625
     """
-    return str(min(2 * limits.pixels + (1 << 20), 2**31 - 1))
+    margin = (1 << 20) + min(limits.pixels, 1 << 23)
+    return str(min(limits.pixels + margin, 2**31 - 1))

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import mmap
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -22,6 +24,11 @@ from pipeline.records import Clip, DecodeSummary, SourceInfo
 SOURCE = SourceInfo(
     width=8, height=8, fps=8.0, num_frames=17, duration_seconds=2.0, codec="x", pixel_format="y"
 )
+
+
+def descriptor(name):
+    """What the parent handed over under this name."""
+    return int(next(word for word in sys.argv if word.startswith(f"--{name}=")).split("=")[1])
 
 
 def decode(data, plan, limits, on_progress, new_frames):
@@ -60,6 +67,19 @@ def decode(data, plan, limits, on_progress, new_frames):
     if "slow" in command:
         for _ in range(12):
             time.sleep(0.1)
+            on_progress()
+    if say := re.search(r"say=(.*)", command):
+        os.write(descriptor("socket-fd"), say.group(1).encode())
+    if "pretend" in command:  # that the ring is full, while all clips are released
+        ring = mmap.mmap(descriptor("ring-fd"), 16)
+        ring[8:16] = time.monotonic_ns().to_bytes(8, "little")
+        time.sleep(1000)
+    if "for ever" in command:
+        for _ in itertools.repeat(0):
+            time.sleep(0.001)
+            on_progress()
+    if "burn" in command:
+        for _ in itertools.repeat(0):
             on_progress()
     if "allocate" in command:
         kept = [np.ones(1 << 24, np.uint8) for _ in itertools.repeat(0, 64)]

@@ -149,3 +149,55 @@ def empty_avi_chunks(number: int) -> bytes:
     end = start + 4 + size
     size += 8 * number
     return data[:start] + struct.pack("<I", size) + data[start + 4 : end] + b"00dc\0\0\0\0" * number
+
+
+def h264(width: int, height: int) -> bytes:
+    """A key frame of 64x64 behind a sequence header that states another size (whole blocks)."""
+    data = encode(
+        [0],
+        container="h264",
+        options={"profile": "baseline", "preset": "ultrafast", "x264-params": "aud=0"},
+    )
+    units = [b"\0\0\1" + unit.rstrip(b"\0") for unit in data.split(b"\0\0\1")[1:]]
+    kinds = [unit[3] & 0x1F for unit in units]
+    assert 7 in kinds
+    assert 5 in kinds
+    units[kinds.index(7)] = _h264_sequence_header(width, height)
+    return b"".join(units)
+
+
+def _h264_sequence_header(width: int, height: int) -> bytes:
+    def number(value: int) -> str:
+        digits = f"{value + 1:b}"
+        return "0" * (len(digits) - 1) + digits
+
+    fields = (0, 0, 2, 1)  # id, digits of frame numbers, order of pictures, reference pictures
+    bits = "".join(number(value) for value in fields) + "0"
+    bits += number(width // 16 - 1) + number(height // 16 - 1) + "1000" + "1"
+    bits += "0" * (-len(bits) % 8)
+    payload = bytes([66, 0, 62]) + int(bits, 2).to_bytes(len(bits) // 8, "big")
+    while b"\0\0\0" in payload or b"\0\0\1" in payload or b"\0\0\2" in payload:
+        for tail in (b"\0", b"\1", b"\2"):
+            payload = payload.replace(b"\0\0" + tail, b"\0\0\3" + tail)
+    return b"\0\0\1\x67" + payload
+
+
+def attachment_of(num_bytes: int) -> bytes:
+    """A Matroska file of three pictures and one attached file."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as output:
+        stream = output.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuvj420p"
+        output.add_attachment("a.bin", "application/octet-stream", bytes(num_bytes))
+        packet = av.Packet(jpeg(64, 64))
+        packet.pts = packet.dts = 0
+        packet.time_base, packet.stream, packet.is_keyframe = Fraction(1, 25), stream, True
+        output.mux(packet)
+    return file.getvalue()
+
+
+def extradata_claims(num_bytes: int) -> bytes:
+    """An MP4 whose decoder configuration claims a size that the file does not have."""
+    data = encode(range(3))
+    place = data.index(b"avcC") - 4
+    return data[:place] + struct.pack(">I", num_bytes) + data[place + 4 :]

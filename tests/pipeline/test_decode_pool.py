@@ -1,6 +1,7 @@
 """The pool with a child that misbehaves on demand: one video is lost, never the pool."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -28,18 +29,19 @@ PLAN = ClipPlan(
 
 @contextlib.contextmanager
 def pool_of(num_children=1, *, module="tests.pipeline.decode_trouble", **options):
-    limits = VideoLimits(no_progress_seconds=options.pop("no_progress_seconds", 20.0),
-                         child_memory_bytes=options.pop("child_memory_bytes", 1 << 30))  # fmt: skip
+    bounds = {"no_progress_seconds": 20.0, "child_memory_bytes": 1 << 30}
+    names = [field.name for field in dataclasses.fields(VideoLimits) if field.name in options]
+    limits = VideoLimits(**bounds | {name: options.pop(name) for name in names})
     with DecodePool(
         num_children=num_children, plan=PLAN, limits=limits, child_module=module, **options
     ) as pool:
         yield pool
 
 
-def events_until(pool, *, num_finished, release=True):
+def events_until(pool, *, num_finished, release=True, seconds=30):
     """Events up to the given number of final ones; clips are released unless told otherwise."""
     events = []
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + seconds
     while sum(isinstance(e, VideoDecoded | VideoFailed) for e in events) < num_finished:
         assert time.monotonic() < deadline, events
         event = pool.next_event(1.0)
