@@ -43,7 +43,8 @@ CHILD_REASONS = ("no_progress", "crash", "memory")
 MAX_SLOTS = 64
 """Clips in a ring at most: their release messages must fit the socket unread."""
 MAX_FAILED_STARTS = 5
-"""Children in a row that may fail to start before the pool gives up."""
+"""Children in a row that may fail to start before the pool gives up; those that somebody else
+killed do not count, unless none has started for `START_SECONDS`."""
 MAX_KILLS = 5
 """Children that somebody else may kill under one video before it is suspected: the kernel does so
 when memory runs out."""
@@ -91,6 +92,8 @@ class DecodePool:
         self._retries: deque[Job] = deque()
         self._children: list[ChildProcess] = []
         self._failed_starts = 0
+        self._failing_since: float | None = None
+        self._start_again_at = 0.0
         self._spent_at = time.monotonic()
         self._child_seconds = self._busy_seconds = self._full_seconds = 0.0
         self._peak_rss_bytes = 0
@@ -216,7 +219,7 @@ class DecodePool:
             has_no_fresh = self._retries and all(c.num_videos for c in self._children)
             if child.job is None and (len(self._children) > self._wanted or has_no_fresh):
                 self._remove(child)
-        while len(self._children) < self._wanted:
+        while len(self._children) < self._wanted and time.monotonic() >= self._start_again_at:
             self._children.append(
                 ChildProcess(self._child_module, self._plan, self._limits, self._num_slots)
             )
@@ -268,7 +271,7 @@ class DecodePool:
         """
         kind, job = text(message, "kind"), child.job
         if kind == "ready" and not child.is_ready:
-            child.is_ready, self._failed_starts = True, 0
+            child.is_ready, self._failed_starts, self._failing_since = True, 0, None
             return
         if job is None:
             raise ValueError(f"{kind} without a video")
@@ -331,17 +334,21 @@ class DecodePool:
         self._remove(child)
         self.num_restarts += 1
         if not child.is_ready:
-            self._failed_starts += 1
-            if self._failed_starts >= MAX_FAILED_STARTS:
-                raise RunError(
-                    f"decoder children cannot start ({self._failed_starts} tried): {message}"
-                )
+            self._note_failed_start(message, was_killed=was_killed)
         elif job is not None and was_killed and job.num_kills < MAX_KILLS:
             self._try_again(replace(job, num_kills=job.num_kills + 1))
         elif job is not None and job.factor == 1:
             self._try_again(replace(job, factor=2))
         elif job is not None:
             self._events.put(VideoFailed(job.ticket, reason, message))
+
+    def _note_failed_start(self, message: str, *, was_killed: bool) -> None:
+        now = time.monotonic()
+        self._start_again_at = now + _POLL_SECONDS
+        self._failed_starts += not was_killed
+        self._failing_since = self._failing_since or now
+        if self._failed_starts >= MAX_FAILED_STARTS or now - self._failing_since > START_SECONDS:
+            raise RunError(f"decoder children cannot start: {message}")
 
     def _try_again(self, job: Job) -> None:
         self._retries.append(job)

@@ -197,7 +197,7 @@ def test_children_are_recycled_by_age_and_by_size(options, commands):
 
 def test_child_that_cannot_start_stops_the_run():
     with pool_of(2, module="tests.pipeline.no_such_module") as pool:
-        with pytest.raises(RunError, match=r"cannot start .*No module named"):
+        with pytest.raises(RunError, match=r"cannot start: .*No module named"):
             events_until(pool, num_finished=1)
         with pytest.raises(RunError, match="cannot start"):
             pool.submit(1, b"")
