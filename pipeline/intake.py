@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from pipeline.attempts import Wish
 from pipeline.errors import WorkerLost
-from pipeline.reader import ReadRules, ShardEnd, read_shard
+from pipeline.reader import ReadRules, ShardEnd, read_shard, split_digests
 from pipeline.segments import OpenVideo, ShardTask
 
 
@@ -72,6 +73,10 @@ class ShardReading(threading.Thread):
         self.end: ShardEnd | None = None
         self.failure: BaseException | None = None
         self.abandoned = threading.Event()
+        self.wish: Wish | None = None
+        """What the driver asks of this attempt."""
+        self.covered = 0
+        """Bytes (members of a bucket) that are done with, from the task's start."""
 
     def run(self) -> None:
         """Read to the end of the shard, as fast as the worker's budget lets through."""
@@ -89,7 +94,7 @@ class ShardReading(threading.Thread):
             rules=self._rules,
             options=self._options,
             start_offset=task.start_offset,
-            seen=set(task.seen),
+            seen=split_digests(task.seen),
         )
         for item in items:
             if self.abandoned.is_set():
