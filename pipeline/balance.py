@@ -152,21 +152,21 @@ class Balance:
         )
 
 
-def bounds(*, given: int | None, cores: int, threads: int) -> tuple[int, int, int]:
-    """Children of a worker at the start, at the least, and at the most.
+def bounds(*, given: int | None, cores: int, threads: int) -> tuple[int, int | None]:
+    """Children of a worker at the start and at the most; None: the number is fixed.
 
     A given number is fixed. Else the start is what the encoder's threads leave of the worker's
     cores, and there may be as many as there are cores: that children share them with the encoder
     may pay, which is measured.
 
     >>> bounds(given=3, cores=16, threads=2), bounds(given=None, cores=16, threads=2)
-    ((3, 3, 3), (8, 1, 16))
+    ((3, None), (8, 16))
     >>> bounds(given=None, cores=2, threads=2)
-    (1, 1, 2)
+    (1, 2)
     """
     if given is not None:
-        return given, given, given
-    return max(1, min(8, cores - threads)), 1, max(2, cores)
+        return given, None
+    return max(1, min(8, cores - threads)), max(2, cores)
 
 
 def bottleneck(counters: Mapping[str, float]) -> str:

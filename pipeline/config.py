@@ -154,7 +154,7 @@ class EncoderConfig:
     threads: int = 2
     """CPU threads of one encoder; set explicitly because results depend on it."""
     decoders: int | None = None
-    """Decoder children of one worker; null: what its cores allow, at most 8."""
+    """Decoder children of one worker; null: as many as the measured waiting calls for."""
     canary: CanaryMode = CanaryMode.commit
     """Check the encoder's arithmetic with a known clip at start and before every commit (commit),
     at start only (start), or never (off)."""

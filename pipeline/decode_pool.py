@@ -215,10 +215,13 @@ class DecodePool:
 
     def _fit_number(self) -> None:
         """Retire what is idle and too many or in the way of a second try; start what is missing."""
-        for child in tuple(self._children):
-            has_no_fresh = self._retries and all(c.num_videos for c in self._children)
-            if child.job is None and (len(self._children) > self._wanted or has_no_fresh):
-                self._remove(child)
+        idle = [child for child in self._children if child.is_ready and child.job is None]
+        idle.sort(key=lambda child: child.num_videos, reverse=True)
+        num_retired = max(0, len(self._children) - self._wanted)
+        if self._retries and all(child.num_videos for child in self._children):
+            num_retired = max(1, num_retired)
+        for child in idle[:num_retired]:
+            self._remove(child)
         while len(self._children) < self._wanted and time.monotonic() >= self._start_again_at:
             self._children.append(
                 ChildProcess(self._child_module, self._plan, self._limits, self._num_slots)

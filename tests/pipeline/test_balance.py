@@ -152,10 +152,10 @@ def test_shares_are_of_one_period_and_stay_between_0_and_1():
 @pytest.mark.parametrize(
     ("given", "cores", "expected"),
     [
-        (5, 64, (5, 5, 5)),
-        (None, 1, (1, 1, 2)),
-        (None, 4, (2, 1, 4)),
-        (None, 12, (8, 1, 12)),
+        (5, 64, (5, None)),
+        (None, 1, (1, 2)),
+        (None, 4, (2, 4)),
+        (None, 12, (8, 12)),
     ],
 )
 def test_bounds_follow_the_cores(given, cores, expected):
