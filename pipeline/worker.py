@@ -33,6 +33,7 @@ from pipeline.errors import RunError, ShardError, VideoError, WorkerLost
 from pipeline.fingerprint import differences
 from pipeline.intake import ByteBudget, ShardReading
 from pipeline.manifest import Receipt
+from pipeline.ranges import RangeBuffers
 from pipeline.reader import ReadRules, source_of
 from pipeline.records import ClipPlan, SamplingMode, VideoLimits
 from pipeline.segments import CommitRules, OpenVideo, SegmentWriter, ShardTask
@@ -56,6 +57,7 @@ class WorkerSpec:
     limits: VideoLimits
     read_rules: ReadRules
     read_ahead_bytes: int
+    range_bytes: int
     decoders: int
     commit_rules: CommitRules
     output_root: str
@@ -108,7 +110,8 @@ class Worker:
             else ClipBatcher(spec.encoder.batch_clips)
         )
         self._batches: queue.Queue[Any] = queue.Queue(maxsize=1)
-        self._budget = ByteBudget(spec.read_ahead_bytes, MAX_OPEN_VIDEOS)
+        self._budget = ByteBudget(spec.read_ahead_bytes // 2, MAX_OPEN_VIDEOS)
+        self._buffers = RangeBuffers(spec.read_ahead_bytes // 2, spec.range_bytes)
         self._tickets = itertools.count()
         self._decoding: dict[int, OpenVideo] = {}
         self._num_readers = 0
@@ -151,7 +154,9 @@ class Worker:
         )
         reading = ShardReading(
             task,
+            source=source,
             rules=self._spec.read_rules,
+            buffers=self._buffers,
             options=self._spec.input_options,
             submit=self._submit,
             on_end=self._reader_ended,
