@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import RunError
-from pipeline.manifest import load_receipts
+from pipeline.ledger import Ledger
 from pipeline.parts import open_part, read_row_group
 from pipeline.run_record import read_run_record
 from pipeline.storage import Storage
@@ -51,10 +51,10 @@ def find_clip(root: str, clip_id: str) -> TokenisedClip:
     if record is None:
         raise RunError(f"{storage} has no run.json: no run has written there")
     example = None
-    for receipt in load_receipts(storage):
-        if receipt.part is None:
+    for line in Ledger.open(storage).lines():
+        if line.part is None:
             continue
-        part = open_part(storage, receipt)
+        part = open_part(storage, line)
         for group in range(part.file.num_row_groups):
             ids = read_row_group(part, group, ["clip_id"]).column("clip_id")
             example = example or ids[0].as_py()

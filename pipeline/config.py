@@ -11,7 +11,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.records import SamplingMode, TailPolicy
+from pipeline.records import CanaryMode, SamplingMode, TailPolicy
 from tokenizer import Precision, TokenizerConfig
 
 
@@ -155,6 +155,9 @@ class EncoderConfig:
     """CPU threads of one encoder; set explicitly because results depend on it."""
     decoders: int | None = None
     """Decoder children of one worker; null: what its cores allow, at most 8."""
+    canary: CanaryMode = CanaryMode.commit
+    """Check the encoder's arithmetic with a known clip at start and before every commit (commit),
+    at start only (start), or never (off)."""
 
     def __post_init__(self) -> None:
         """Check numbers."""
@@ -244,7 +247,8 @@ class ClusterConfig:
     address: str | None = None
     """ray: HOST:PORT of the head, or auto."""
     num_workers: int | None = None
-    """null: one per GPU; without GPUs as many as the cores carry."""
+    """null: one per GPU, without GPUs as many as the cores carry, at any time: machines may join
+    and leave. A number is asked for even where there is no room yet, for an autoscaler to make."""
     cpus_per_worker: float | None = None
     """Cores that Ray counts for a worker; null: threads + decoders, at most a node's cores."""
     gpus_per_worker: float = 1.0
@@ -255,6 +259,10 @@ class ClusterConfig:
     """Attempts at a shard before it is given up for this run."""
     retry_seconds: float = 2.0
     """Wait before the second attempt; doubled for each further one, with jitter."""
+    lease_seconds: float = 1800.0
+    """A worker that has shards and whose counters stand still for so long is replaced."""
+    grace_seconds: float = 30.0
+    """Ctrl-C or SIGTERM: time for open segments to be committed."""
 
     def __post_init__(self) -> None:
         """Check numbers."""
@@ -262,7 +270,7 @@ class ClusterConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"cluster.{name} must be at least 1, got {value}")
-        for name in ("cpus_per_worker", "gpus_per_worker"):
+        for name in ("cpus_per_worker", "gpus_per_worker", "lease_seconds", "grace_seconds"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"cluster.{name} must be positive, got {value}")

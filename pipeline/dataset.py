@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.errors import RunError
-from pipeline.manifest import by_shard, load_receipts, read_manifest
+from pipeline.ledger import Ledger
 from pipeline.parts import Part, blobs, open_part, read_row_group
 from pipeline.storage import Storage
 
@@ -69,23 +69,18 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self._storage = Storage(root, storage_options)
         self._batch_size, self._shuffle, self._seed = batch_size, shuffle, seed
-        receipts = (
-            read_manifest(self._storage, manifest) if manifest else load_receipts(self._storage)
+        ledger = (
+            Ledger.of_manifest(self._storage, manifest) if manifest else Ledger.open(self._storage)
         )
-        states = by_shard(receipts)
-        self._receipts = [
-            receipt
-            for shard in sorted(states)
-            for receipt in states[shard].receipts
-            if receipt.part is not None
-        ]
-        if not receipts:
+        if not len(ledger):
             raise RunError(f"{self._storage}: no receipts there, so nothing is committed")
+        self._lines = [line for line in ledger.lines() if line.part is not None]
+        self._lines.sort(key=lambda line: (line.shard, line.segment, line.generation))
 
     @property
     def num_clips(self) -> int:
         """Clips in all committed segments."""
-        return sum(receipt.rows for receipt in self._receipts)
+        return sum(line.rows for line in self._lines)
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of one pass.
@@ -110,8 +105,8 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
     def _rows(self) -> Iterator[dict[str, Any]]:
         """Single clips, in the order of the pass."""
         if not self._shuffle:
-            for receipt in self._receipts:
-                part = open_part(self._storage, receipt)
+            for line in self._lines:
+                part = open_part(self._storage, line)
                 for group in range(part.file.num_row_groups):
                     yield from _unpacked(part, read_row_group(part, group))
             return
@@ -119,11 +114,11 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
 
         @functools.lru_cache(maxsize=MAX_OPEN_PARTS)
         def part_of(index: int) -> Part:
-            return open_part(self._storage, self._receipts[index])
+            return open_part(self._storage, self._lines[index])
 
         groups = [
             (index, group)
-            for index in range(len(self._receipts))
+            for index in range(len(self._lines))
             for group in range(part_of(index).file.num_row_groups)
         ]
         dice.shuffle(groups)

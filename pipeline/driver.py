@@ -1,27 +1,31 @@
-"""Workers on a Ray cluster: starts or joins it, places one actor per GPU, and waits for shards.
+"""Workers on a Ray cluster: starts or joins it, places one actor per GPU, and passes on events.
 
-Ray does what it is best at: placing workers and noticing their death. Retries are decided by
-``schedule``; no pixel, token or clip ever passes through Ray.
+Ray does what it is best at: placing workers and noticing their death. Who gets which shard and what
+is tried again is decided by ``schedule``; no pixel, token or clip ever passes through Ray. The pool
+is started all at once; machines that join get workers, those that are drained or die lose theirs.
 """
 
 from __future__ import annotations
 
 import logging
-import math
+import queue
 import socket
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from pipeline.actors import EncoderActor
-from pipeline.errors import PipelineError, RunError, WorkerLost
-from pipeline.schedule import Finished
+from pipeline.actors import EncoderActor, Started
+from pipeline.attempts import Event, Finished, Joined, Left, Wish, WorkerReport
+from pipeline.cluster import Cluster, Node, WorkerSize, num_places
+from pipeline.errors import RunError, WorkerLost
 from pipeline.segments import ShardTask
-from pipeline.worker import WorkerSpec
+from pipeline.worker_spec import WorkerSpec
 
 logger = logging.getLogger(__name__)
 
@@ -30,38 +34,13 @@ _ray: Any = ray
 _actor_class: Any = EncoderActor
 
 START_SECONDS = 600.0
-"""Longest wait for the first actor to load its model."""
+"""Longest time without any worker before the run gives up."""
 CONNECT_SECONDS = 10.0
 """Longest wait for the head of a cluster to answer."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cluster:
-    """What Ray has to offer."""
-
-    num_gpus: float
-    """GPUs of the whole cluster."""
-    node_cpus: tuple[float, ...]
-    """Cores of each node that is alive."""
-
-    def num_workers(self, cpus_per_worker: float, gpus_per_worker: float) -> int:
-        """One worker per GPU (or fraction); without GPUs as many as the cores carry."""
-        if self.num_gpus:
-            return max(1, int(self.num_gpus / gpus_per_worker))
-        return max(1, sum(int(cpus / cpus_per_worker) for cpus in self.node_cpus))
-
-    def cores_per_gpu(self) -> float:
-        """Cores of a node that a GPU of it can count on; without GPUs all of the smallest node."""
-        per_node = max(1.0, self.num_gpus / len(self.node_cpus))
-        return min(self.node_cpus) / per_node
-
-    def cpus_per_worker(self, wanted: int, gpus_per_worker: float) -> float:
-        """Cores to reserve for a worker: those that it wants, at most its share of a node."""
-        smallest = min(self.node_cpus)
-        if self.num_gpus:
-            share = self.num_gpus / gpus_per_worker / len(self.node_cpus)
-            return max(1.0, min(wanted, math.floor(smallest / max(1.0, share))))
-        return max(1.0, min(wanted, smallest))
+LOOK_SECONDS = 2.0
+"""Between two looks at the machines of the cluster, and two tries of an actor that restarts."""
+REPORTS_PER_SECOND = 100.0
+"""Asked of all workers together: a thousand of them must not keep the driver busy."""
 
 
 def check_reachable(address: str) -> None:
@@ -101,151 +80,147 @@ def start_ray(address: str | None) -> Cluster:
             f"cluster.address={address}: cannot join Ray: {line} (a cluster with token "
             "authentication needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN in this process too)"
         ) from error
-    nodes = [node for node in _ray.nodes() if node["Alive"]]
-    return Cluster(
-        num_gpus=float(_ray.cluster_resources().get("GPU", 0.0)),
-        node_cpus=tuple(
-            float(node["Resources"].get("CPU", 0.0))
-            for node in nodes
-            if node["Resources"].get("CPU", 0.0) >= 1
+    return Cluster(nodes=tuple(_nodes()))
+
+
+def _nodes() -> list[Node]:
+    return [
+        Node(
+            node_id=str(node["NodeID"]),
+            cpus=float(node["Resources"].get("CPU", 0.0)),
+            gpus=float(node["Resources"].get("GPU", 0.0)),
         )
-        or (1.0,),
-    )
+        for node in _ray.nodes()
+        if node["Alive"]
+    ]
 
 
-@dataclass(slots=True)
+def _draining() -> set[str]:
+    """Machines that were told to go: ``ray drain-node``, a spot notice.
+
+    The call is private to Ray; its own libraries rely on it too.
+    """
+    return set(_ray._private.state.state.get_draining_nodes())
+
+
+@dataclass(slots=True, eq=False)
 class _Actor:
+    number: int
     handle: Any
-    busy: int = 0
-    counters: dict[str, float] = field(default_factory=dict)
-    lost: dict[str, float] = field(default_factory=dict)
-    """Counters of its incarnations that died."""
-    asked: Any = None
+    incarnation: int = 0
+    """Counts its processes: Ray restarts one that died."""
+    node_id: str = ""
     is_ready: bool = False
+    is_leaving: bool = False
+    """No attempts any more; killed when those that it has are done."""
+    attempts: set[str] = field(default_factory=set)
+    asked_report: float = 0.0
+    try_again: float = 0.0
+    """When a restarted process is asked again whether it is there."""
+    last_error: str = ""
+
+    @property
+    def owner(self) -> str:
+        """Name of its present process."""
+        return f"worker-{self.number}.{self.incarnation}"
 
 
 class RayWorkers:
-    """A pool of encoder actors, started all at once."""
+    """A pool of encoder actors that follows the cluster."""
 
     def __init__(
         self,
         spec: WorkerSpec,
         *,
-        num_workers: int,
-        cpus_per_worker: float,
-        gpus_per_worker: float,
+        size: WorkerSize,
+        num_workers: int | None,
+        most_workers: int,
         open_shards: int,
     ) -> None:
-        """Start the actors; returns when the first one has loaded its model.
+        """Start the actors, all at once; they join when they have loaded their models.
 
-        Raises:
-            RunError: none could start.
+        Args:
+            spec: the workers'.
+            size: what each reserves.
+            num_workers: a fixed number, asked of the cluster even where it has no room yet (an
+                autoscaler makes some); None: as many as the machines carry at any time.
+            most_workers: more would have nothing to do.
+            open_shards: shards of one worker.
         """
-        self._open_shards = open_shards
-        options = {
-            "num_cpus": cpus_per_worker,
-            "num_gpus": gpus_per_worker if spec.encoder.device == "cuda" else 0,
-            "max_restarts": -1,
-            "max_task_retries": 0,
-            # shards, and one call each for counters and closing
-            "max_concurrency": open_shards + 2,
-        }
-        self._actors = [
-            _Actor(_actor_class.options(**options).remote(spec)) for _ in range(num_workers)
-        ]
-        self._running: dict[Any, tuple[_Actor, ShardTask]] = {}
-        self._starting = {actor.handle.ready.remote(): actor for actor in self._actors}
-        self._await_start(START_SECONDS, options)
+        self._spec, self._size, self._slots = spec, size, open_shards
+        self._num_workers, self._most_workers = num_workers, most_workers
+        self._happened: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
+        self._actors: list[_Actor] = []
+        self._owners: dict[str, _Actor] = {}
+        self._reports: dict[str, WorkerReport] = {}
+        self._lost_places: Counter[str] = Counter()
+        self._started = 0
+        self._events: list[Event] = []
+        self._looked, self._alone_since = float("-inf"), time.monotonic()
+        self._look()
 
-    def _await_start(self, timeout_seconds: float, options: Mapping[str, Any]) -> None:
-        deadline = time.monotonic() + timeout_seconds
-        while not any(actor.is_ready for actor in self._actors):
-            left = max(0.0, deadline - time.monotonic())
-            ready, _ = ray.wait(list(self._starting), num_returns=1, timeout=left)
-            self._note_started(ready)
-            if ready:
-                continue
-            raise RunError(
-                f"no worker started within {timeout_seconds:.0f} s; each asks for "
-                f"num_cpus={options['num_cpus']} num_gpus={options['num_gpus']}; the cluster has "
-                f"{_ray.available_resources()}"
-            )
+    # ---- what the scheduler calls ----
 
-    def _note_started(self, references: list[Any]) -> None:
-        for reference in references:
-            actor = self._starting.pop(reference)
-            try:
-                ray.get(reference)
-            except (RayError, PipelineError) as error:
-                self._actors.remove(actor)
-                if not self._actors:
-                    raise RunError(f"no worker can start: {_last_line(error)}") from error
-                logger.error("a worker cannot start, going on without it: %s", _last_line(error))
-            else:
-                actor.is_ready = True
+    def events(self, timeout_seconds: float) -> list[Event]:
+        """What happened since the last call."""
+        if time.monotonic() - self._looked >= LOOK_SECONDS:
+            self._look()
+        self._listen(0.0 if self._events else timeout_seconds)
+        if self._owners:
+            self._alone_since = time.monotonic()
+        elif time.monotonic() - self._alone_since > START_SECONDS:
+            raise RunError(self._nobody())
+        found, self._events = self._events, []
+        return found
 
-    def capacity(self) -> int:
-        """Shards that the actors that have started may have open."""
-        if self._starting:
-            ready, _ = ray.wait(list(self._starting), num_returns=len(self._starting), timeout=0)
-            self._note_started(ready)
-        return sum(actor.is_ready for actor in self._actors) * self._open_shards
+    def submit(self, owner: str, task: ShardTask) -> None:
+        """Begin an attempt; one whose owner has died meanwhile ends as lost."""
+        actor = self._owners.get(owner)
+        if actor is None:
+            self._events.append(_lost(task, "its worker is gone"))
+            return
+        actor.attempts.add(task.attempt)
 
-    def submit(self, task: ShardTask) -> None:
-        """Give a shard to the least busy actor."""
-        actor = min((a for a in self._actors if a.is_ready), key=lambda a: a.busy)
-        actor.busy += 1
-        self._running[actor.handle.run_shard.remote(task)] = (actor, task)
+        def ended(future: Future[Any]) -> Callable[[], Event | None]:
+            return lambda: self._collect(actor, owner, task, future)
 
-    def wait(self, timeout_seconds: float) -> list[Finished]:
-        """Attempts that ended."""
-        if not self._running:
-            time.sleep(timeout_seconds)
-            return []
-        references = list(self._running)
-        ready, _ = ray.wait(references, num_returns=1, timeout=timeout_seconds)
-        if ready:
-            ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
-        return [self._collect(reference) for reference in ready]
+        self._when_done(actor.handle.run_shard.remote(task), ended)
 
-    def _collect(self, reference: Any) -> Finished:
-        actor, task = self._running.pop(reference)
-        actor.busy -= 1
-        try:
-            return Finished(task=task, receipts=ray.get(reference))
-        except RayActorError as error:
-            actor.lost = _sum([actor.lost, actor.counters])
-            actor.counters = {}
-            lost = WorkerLost(task.shard.name, f"its worker died: {_last_line(error)}")
-            preempted = bool(getattr(error, "preempted", False))
-            return Finished(task=task, error=lost, counts_as_attempt=not preempted)
-        except RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, BaseException) else error
-            return Finished(task=task, error=cause)
+    def ask(self, owner: str, attempt: str, wish: Wish) -> None:
+        """Ask something of an attempt."""
+        actor = self._owners.get(owner)
+        if actor is not None:
+            actor.handle.ask.remote(attempt, wish)
 
-    def counters(self, *, wait_seconds: float = 0.0) -> dict[str, float]:
-        """Sums over all actors, as of their last answers, or of answers waited for."""
-        if wait_seconds:
-            fresh = [actor.handle.counters.remote() for actor in self._actors if actor.is_ready]
-            ready, _ = ray.wait(fresh, num_returns=len(fresh), timeout=wait_seconds)
-            for actor, reference in zip(
-                (a for a in self._actors if a.is_ready), fresh, strict=True
-            ):
-                if reference in ready:
-                    actor.asked = reference
+    def restart(self, owner: str) -> None:
+        """Kill the process; Ray starts another."""
+        actor = self._owners.get(owner)
+        if actor is not None:
+            ray.kill(actor.handle, no_restart=False)
+
+    def expel(self, owner: str) -> None:
+        """Kill the actor for good, and use its place no more."""
+        actor = self._owners.get(owner)
+        if actor is None:
+            return
+        self._lost_places[actor.node_id] += 1
+        self._drop(actor)
+        if not self._actors:
+            raise RunError("every worker computes wrongly; see above")
+
+    def reports(self, *, wait_seconds: float = 0.0) -> Mapping[str, WorkerReport]:
+        """What each owner last said; asks again those whose turn it is."""
+        now = time.monotonic()
+        period = 0.0 if wait_seconds else max(1.0, len(self._actors) / REPORTS_PER_SECOND)
+        asked = []
         for actor in self._actors:
-            if not actor.is_ready:
-                continue
-            if actor.asked is not None:
-                try:
-                    actor.counters = ray.get(actor.asked, timeout=0)
-                except GetTimeoutError:
-                    continue
-                except (RayActorError, RayTaskError) as error:
-                    # the attempt that ran there reports the death; here only numbers are missing
-                    logger.debug("no counters: %s", error)
-            actor.asked = actor.handle.counters.remote()
-        return _sum([part for actor in self._actors for part in (actor.counters, actor.lost)])
+            if actor.is_ready and now - actor.asked_report >= period:
+                actor.asked_report = now
+                asked.append(self._ask_report(actor))
+        if wait_seconds:
+            wait(asked, wait_seconds)
+            self._listen(0.0)
+        return self._reports
 
     def close(self) -> None:
         """Close the workers, and Ray."""
@@ -256,17 +231,161 @@ class RayWorkers:
             ray.kill(actor.handle)
         ray.shutdown()
 
+    # ---- the pool follows the cluster ----
 
-def _sum(parts: list[dict[str, float]]) -> dict[str, float]:
-    total: dict[str, float] = {}
-    for part in parts:
-        for key, value in part.items():
-            total[key] = total.get(key, 0.0) + value
-    return total
+    def _look(self) -> None:
+        """Start actors where there is room, take leave of machines that are drained."""
+        now = self._looked = time.monotonic()
+        leaving = _draining()
+        for actor in tuple(self._actors):
+            if actor.is_ready and actor.node_id in leaving and not actor.is_leaving:
+                actor.is_leaving = True
+                self._note(Left(owner=actor.owner, reason="its machine is being drained"))
+            if actor.is_leaving and not actor.attempts:
+                self._drop(actor)
+            elif not actor.is_ready and actor.try_again and now >= actor.try_again:
+                actor.try_again = 0.0
+                self._ask_start(actor)
+        if self._num_workers is None:
+            wanted = num_places(_nodes(), self._size, lost=self._lost_places, leaving=leaving)
+        else:
+            wanted = self._num_workers - self._lost_places.total()
+        staying = sum(not actor.is_leaving for actor in self._actors)
+        for _ in range(min(wanted, self._most_workers) - staying):
+            self._start()
+
+    def _start(self) -> None:
+        options = {
+            "num_cpus": self._size.cpus,
+            "num_gpus": self._size.gpus,
+            "max_restarts": -1,
+            "max_task_retries": 0,
+            # shards, and some calls for reports, wishes and closing
+            "max_concurrency": self._slots + 4,
+        }
+        self._started += 1
+        actor = _Actor(self._started, _actor_class.options(**options).remote(self._spec))
+        self._actors.append(actor)
+        self._ask_start(actor)
+
+    def _ask_start(self, actor: _Actor) -> None:
+        self._when_done(
+            actor.handle.start.remote(), lambda future: lambda: self._note_start(actor, future)
+        )
+
+    def _note_start(self, actor: _Actor, future: Future[Started]) -> Event | None:
+        if actor not in self._actors:
+            return None
+        if future.exception() is not None:  # Ray is still starting the process, or again
+            actor.last_error = _last_line(future.exception())
+            actor.try_again = time.monotonic() + LOOK_SECONDS / 2
+            return None
+        started = future.result()
+        actor.node_id = started.node_id
+        if started.error is None:
+            actor.is_ready = True
+            self._owners[actor.owner] = actor
+            return Joined(owner=actor.owner, slots=self._slots)
+        if isinstance(started.error, RunError):
+            raise started.error
+        logger.error("a worker cannot start, going on without it: %s", started.error)
+        self._lost_places[actor.node_id] += 1
+        self._drop(actor)
+        if not self._actors:
+            raise RunError(f"no worker can start: {started.error}") from started.error
+        return None
+
+    def _note_death(self, actor: _Actor, owner: str, reason: str) -> None:
+        """A process has died: it is not asked any more; Ray may be starting another."""
+        if self._owners.pop(owner, None) is None:
+            return
+        actor.incarnation += 1
+        actor.is_ready, actor.attempts = False, set()
+        self._note(Left(owner=owner, reason=reason))
+        if actor.is_leaving:
+            self._drop(actor)
+        else:
+            actor.try_again = time.monotonic() + LOOK_SECONDS / 2
+
+    def _drop(self, actor: _Actor) -> None:
+        if actor in self._actors:
+            self._actors.remove(actor)
+            self._owners.pop(actor.owner, None)
+            ray.kill(actor.handle)
+
+    # ---- answers ----
+
+    def _collect(self, actor: _Actor, owner: str, task: ShardTask, future: Future[Any]) -> Finished:
+        actor.attempts.discard(task.attempt)
+        error = _cause(future.exception())
+        if error is None:
+            return Finished(task=task, receipts=future.result())
+        if isinstance(error, RayActorError):
+            self._note_death(actor, owner, _last_line(error))
+            is_gone = actor.is_leaving or actor not in self._actors  # drained, or expelled
+            preempted = is_gone or bool(getattr(error, "preempted", False))
+            return _lost(task, f"its worker died: {_last_line(error)}", counts=not preempted)
+        return Finished(task=task, error=error)
+
+    def _listen(self, timeout_seconds: float) -> None:
+        """Look at all answers that are there; wait so long for one that is an event."""
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            left = 0.0 if self._events else max(0.0, deadline - time.monotonic())
+            try:
+                self._note(self._happened.get(timeout=left)())
+            except queue.Empty:
+                return
+
+    def _ask_report(self, actor: _Actor) -> Future[Any]:
+        owner = actor.owner
+
+        def answered(future: Future[Any]) -> Callable[[], Event | None]:
+            return lambda: self._note_report(actor, owner, future)
+
+        return self._when_done(actor.handle.report.remote(), answered)
+
+    def _note_report(self, actor: _Actor, owner: str, future: Future[WorkerReport]) -> None:
+        error = _cause(future.exception())
+        if error is None:
+            self._reports[owner] = future.result()
+        elif isinstance(error, RayActorError):
+            self._note_death(actor, owner, _last_line(error))
+        else:
+            logger.warning("%s gives no report: %s", owner, error)
+
+    def _when_done(
+        self, reference: Any, then: Callable[[Future[Any]], Callable[[], Event | None]]
+    ) -> Future[Any]:
+        """Have an answer looked at by the driver's own thread; Ray calls back from another."""
+        future: Future[Any] = reference.future()
+        future.add_done_callback(lambda done: self._happened.put(then(done)))
+        return future
+
+    def _note(self, event: Event | None) -> None:
+        if event is not None:
+            self._events.append(event)
+
+    def _nobody(self) -> str:
+        reasons = {actor.last_error for actor in self._actors if actor.last_error}
+        return (
+            f"no worker for {START_SECONDS:.0f} s; each asks for num_cpus={self._size.cpus} "
+            f"num_gpus={self._size.gpus}; the cluster has {_ray.available_resources()}"
+            + "".join(f"; {reason}" for reason in sorted(reasons))
+        )
 
 
-def _last_line(error: BaseException) -> str:
-    if isinstance(error, ActorDiedError) and error.__cause__ is not None:
-        error = error.__cause__
+def _lost(task: ShardTask, reason: str, *, counts: bool = True) -> Finished:
+    return Finished(task=task, error=WorkerLost(task.shard.name, reason), counts_as_attempt=counts)
+
+
+def _cause(error: BaseException | None) -> BaseException | None:
+    """What a task raised, without Ray's wrapping."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        return error.cause
+    return error
+
+
+def _last_line(error: BaseException | None) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -4,7 +4,10 @@
     ├── VideoError            the video is quarantined and counted; its shard goes on
     ├── ShardError            the shard is tried again, later and maybe elsewhere
     │   ├── StorageError          a read or a write that may succeed next time
-    │   └── WorkerLost            the worker died or was taken away
+    │   ├── WorkerLost            the worker died or was taken away
+    │   ├── WorkerExpelled        the worker computes wrongly; nothing of it is committed any more
+    │   └── Abandoned             somebody else has finished the shard
+    ├── Interrupted           the run was asked to stop, and did so in order
     └── RunError              the run stops, with one line and a non-zero exit
         ├── ConfigError           the command or a file says something impossible
         ├── FingerprintMismatch   OUT holds the output of another configuration
@@ -52,6 +55,18 @@ class StorageError(ShardError):
 
 class WorkerLost(ShardError):
     """The worker that held the shard died, or its machine was taken away."""
+
+
+class WorkerExpelled(ShardError):
+    """The worker's arithmetic disagrees with the run's: it gets no shard any more."""
+
+
+class Abandoned(ShardError):
+    """The attempt was called off: the shard is final, by another attempt."""
+
+
+class Interrupted(PipelineError):
+    """The run was asked to stop; the same command continues it."""
 
 
 class RunError(PipelineError):

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from pipeline.attempts import Wish
 from pipeline.errors import WorkerLost
 from pipeline.ranges import RangeBuffers
-from pipeline.reader import ReadRules, Sample, ShardEnd, Source, read_shard
+from pipeline.reader import ReadRules, Sample, ShardEnd, Source, read_shard, split_digests
 from pipeline.segments import OpenVideo, ShardTask
 
 
@@ -79,6 +80,10 @@ class ShardReading(threading.Thread):
         self.end: ShardEnd | None = None
         self.failure: BaseException | None = None
         self.abandoned = threading.Event()
+        self.wish: Wish | None = None
+        """What the driver asks of this attempt."""
+        self.covered = 0
+        """Bytes (members of a bucket) that are done with, from the task's start."""
 
     def run(self) -> None:
         """Read to the end of the shard, as fast as the worker's budget lets through."""
@@ -96,7 +101,7 @@ class ShardReading(threading.Thread):
             rules=self._rules,
             options=self._options,
             start_offset=task.start_offset,
-            seen=set(task.seen),
+            seen=split_digests(task.seen),
             source=self._source,
             buffers=self._buffers,
         )

@@ -1,316 +1,251 @@
-"""Receipts, the commit itself, and manifests.
+"""Manifests: immutable Parquet snapshots of all receipts at one moment, one row a receipt.
 
-A receipt is a small JSON file, created only if absent: it makes one segment's part visible and says
-which bytes of the source it covers. Receipts of a shard form a chain: each begins where the one
-before ended. A manifest is an immutable Parquet snapshot of all receipts at one moment. Nothing
-here is trusted when read: a receipt with a wrong digest is an error that names the file.
+Typed columns hold what planning, counting and reading need; of the keys that are covered only
+digests, and only of shards that are not final. A manifest is named by the SHA-256 of its file and
+is not trusted when read. It can always be made anew from the receipts.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-import re
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import RunError
-from pipeline.fingerprint import canonical_json, digest_of
-from pipeline.schema import FORMAT_VERSION
+from pipeline.fingerprint import canonical_json
+from pipeline.receipts import Receipt, check_values
 from pipeline.storage import Storage
 
-_RECEIPT_NAME = re.compile(r"^(?P<shard>.+)\.(?P<segment>\d{5,})\.json$")
-_READ_AT_ONCE = 512
+MANIFEST_VERSION = 2
+"""Raised when older code could no longer read new manifests rightly."""
+MAX_MANIFEST_BYTES = 1 << 30
+"""A larger file is no manifest: 10 million receipts have about that."""
+MAX_TABLE_BYTES = 8 << 30
+"""Size of its columns when unpacked."""
+
+_FOOTER_KEY = b"vidtok.manifest"
+_ROWS_AT_ONCE = 4096
+_COUNTS = pa.map_(pa.string(), pa.int64())
+_ENVIRONMENT = pa.dictionary(pa.int32(), pa.string())
+
+SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("segment", pa.int32(), nullable=False),
+        pa.field("generation", pa.int32(), nullable=False),
+        pa.field("part", pa.string()),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("part_bytes", pa.int64(), nullable=False),
+        pa.field("part_sha256", pa.binary(32)),
+        pa.field("footer_sha256", pa.binary(32)),
+        pa.field("source_url", pa.string(), nullable=False),
+        pa.field("source_bytes", pa.int64(), nullable=False),
+        pa.field("source_version", pa.string(), nullable=False),
+        pa.field("start_offset", pa.int64(), nullable=False),
+        pa.field("end_offset", pa.int64(), nullable=False),
+        pa.field("final", pa.bool_(), nullable=False),
+        pa.field("complete", pa.bool_(), nullable=False),
+        pa.field("cut_reason", pa.string()),
+        pa.field("videos", pa.int64(), nullable=False),
+        pa.field("filtered", _COUNTS, nullable=False),
+        pa.field("quarantined", _COUNTS, nullable=False),
+        pa.field("numerics", pa.string(), nullable=False),
+        pa.field("created_seconds", pa.float64(), nullable=False),
+    ]
+)
+"""Columns of a receipt; a manifest has ``key_digests`` as well, in the last row of a shard that is
+not final: eight bytes for every key that is committed of it."""
+_KEY_DIGESTS = pa.field("key_digests", pa.large_binary())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
-    """What commits one segment."""
+class Line:
+    """A receipt in a manifest; fields are those of `Receipt` but for what is said."""
 
     shard: str
-    """Name of the shard."""
     segment: int
-    """Position in the shard's chain, from 0."""
-    attempt: str
-    """Random id of the attempt that won."""
-    fingerprint: str
-    """Of the run's configuration."""
+    generation: int
     part: str | None
-    """File name in ``parts/``; None when the segment gave no clip."""
     rows: int
-    """Clips in the part."""
     part_bytes: int
-    """Its size."""
     part_sha256: str | None
-    """Of the whole file."""
     footer_sha256: str | None
-    """Of its footer."""
     source_url: str
-    """The tar or folder."""
     source_bytes: int
-    """Its size when it was read."""
     source_version: str
-    """Its ETag or modification time then."""
     start_offset: int
-    """First byte of the source (first member of a bucket) that the segment covers."""
     end_offset: int
-    """First one that it does not."""
     final: bool
-    """Whether the shard ends here."""
     complete: bool
-    """False: the source is cut and what follows is lost."""
     cut_reason: str | None
-    """Where and how it is cut."""
     videos: int
-    """Videos covered."""
     filtered: dict[str, int]
-    """Reason -> healthy videos (per target rate) that gave no clip."""
-    quarantined: list[dict[str, str]]
-    """key, reason, message of each video that could not be tokenised."""
-    key_digests: str
-    """``reader.key_digest`` of every key covered, as hex, to find duplicates after a resume."""
-    numerics: dict[str, Any]
-    """The numeric environment."""
-    timings: dict[str, float]
-    """Seconds spent, by step."""
-    host: str
-    """Machine that wrote it."""
+    quarantined: dict[str, int]
+    """Reason -> videos."""
+    numerics: str
+    """The numeric environment as JSON with sorted keys."""
     created_seconds: float
-    """When, as seconds since 1970."""
-    format_version: int = FORMAT_VERSION
-    """Of this record."""
-
-    @property
-    def name(self) -> str:
-        """File name in ``receipts/``."""
-        return receipt_name(self.shard, self.segment)
-
-    def to_bytes(self) -> bytes:
-        """JSON with the record's own digest."""
-        fields = asdict(self)
-        return json.dumps(fields | {"digest": digest_of(fields)}, indent=1).encode()
-
-    @classmethod
-    def from_bytes(cls, name: str, content: bytes) -> Receipt:
-        """Read a receipt.
-
-        Raises:
-            RunError: broken, changed, of another version, or under another's name.
-        """
-        try:
-            fields = json.loads(content)
-            digest = fields.pop("digest")
-            version = fields.get("format_version")
-            if version != FORMAT_VERSION:
-                raise ValueError(f"format version {version!r}, this code reads {FORMAT_VERSION}")
-            if digest != digest_of(fields):
-                raise ValueError("its digest does not match its content")
-            receipt = cls(**fields)
-            if receipt.name != name:
-                raise ValueError(f"it belongs to {receipt.name}")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise RunError(f"receipt {name} cannot be trusted: {error}") from error
-        return receipt
 
 
-def receipt_name(shard: str, segment: int) -> str:
-    """File name of a receipt.
-
-    >>> receipt_name("00017-1b3b", 4)
-    '00017-1b3b.00004.json'
-    """
-    return f"{shard}.{segment:05d}.json"
-
-
-def part_name(shard: str, segment: int, attempt: str) -> str:
-    """File name of a part."""
-    return f"{shard}-{segment:05d}-{attempt}.parquet"
-
-
-def new_attempt() -> str:
-    """A random 128-bit id."""
-    return uuid.uuid4().hex
+def line_of(receipt: Receipt) -> Line:
+    """What a manifest keeps of a receipt."""
+    reasons: dict[str, int] = {}
+    for video in receipt.quarantined:
+        reasons[video["reason"]] = reasons.get(video["reason"], 0) + 1
+    return Line(
+        quarantined=reasons,
+        numerics=canonical_json(receipt.numerics),
+        source_url=_printable(receipt.source_url),
+        cut_reason=None if receipt.cut_reason is None else _printable(receipt.cut_reason),
+        **{name: getattr(receipt, name) for name in _UNCHANGED},
+    )
 
 
-def commit(storage: Storage, receipt: Receipt) -> Receipt:
-    """Create the receipt; returns the one that holds: this, or that of an attempt that was faster.
+def _printable(text: str) -> str:
+    """Paths that are not UTF-8 hold lone surrogates, which no column takes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+_CHANGED = {"quarantined", "numerics", "source_url", "cut_reason"}
+_UNCHANGED = tuple(name for name in SCHEMA.names if name not in _CHANGED)
+
+
+def table_of(lines: Sequence[Line]) -> pa.Table:
+    """Columns of these lines."""
+
+    def values(name: str) -> list[Any]:
+        column = [getattr(line, name) for line in lines]
+        if name in ("filtered", "quarantined"):
+            return [sorted(counts.items()) for counts in column]
+        if name in ("part_sha256", "footer_sha256"):
+            return [None if text is None else bytes.fromhex(text) for text in column]
+        return column
+
+    columns = [pa.array(values(field.name), field.type) for field in SCHEMA]
+    return _encoded(pa.Table.from_arrays(columns, schema=SCHEMA))
+
+
+def _encoded(table: pa.Table) -> pa.Table:
+    """A few environments among very many rows: held once each."""
+    at = table.schema.get_field_index("numerics")
+    column = table.column(at).cast(_ENVIRONMENT)
+    return table.set_column(at, pa.field("numerics", _ENVIRONMENT, nullable=False), column)
+
+
+def lines_of(table: pa.Table) -> Iterator[Line]:
+    """The lines of a table, in its order.
 
     Raises:
-        StorageError: no clear answer; the attempt must be repeated.
+        ValueError: values that no run writes.
     """
-    place = f"receipts/{receipt.name}"
-    if storage.put_if_absent(place, receipt.to_bytes()):
-        return receipt
-    # Also after a lost answer: whose attempt the receipt names tells who won.
-    return Receipt.from_bytes(receipt.name, storage.read(place))
+    for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+        columns = {name: batch.column(name).to_pylist() for name in SCHEMA.names}
+        for name in ("part_sha256", "footer_sha256"):
+            columns[name] = [None if value is None else value.hex() for value in columns[name]]
+        for name in ("filtered", "quarantined"):
+            columns[name] = [dict(pairs) for pairs in columns[name]]
+        for values in zip(*columns.values(), strict=True):
+            line = Line(**dict(zip(SCHEMA.names, values, strict=True)))
+            check_values(line)
+            yield line
 
 
-@dataclass(slots=True)
-class ShardState:
-    """What is committed of one shard: the chain of its receipts."""
-
-    receipts: list[Receipt] = field(default_factory=list)
-
-    @property
-    def is_final(self) -> bool:
-        """Whether nothing is left to do."""
-        return bool(self.receipts) and self.receipts[-1].final
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the source was whole."""
-        return all(receipt.complete for receipt in self.receipts)
-
-    @property
-    def end_offset(self) -> int:
-        """Where the next attempt starts."""
-        return self.receipts[-1].end_offset if self.receipts else 0
-
-    def seen_digests(self) -> set[bytes]:
-        """Digests of all keys covered."""
-        return {
-            bytes.fromhex(receipt.key_digests[at : at + 16])
-            for receipt in self.receipts
-            for at in range(0, len(receipt.key_digests), 16)
-        }
-
-
-def chain(receipts: Iterable[Receipt]) -> ShardState:
-    """Put the receipts of one shard in order.
-
-    Raises:
-        RunError: a gap or an overlap, or one behind the final one.
-    """
-    ordered = sorted(receipts, key=lambda receipt: receipt.segment)
-    end = 0
-    for position, receipt in enumerate(ordered):
-        if receipt.segment != position or receipt.start_offset != end:
-            raise RunError(
-                f"receipts of {receipt.shard} do not form a chain: segment "
-                f"{receipt.segment} starts at {receipt.start_offset:,}, expected segment "
-                f"{position} at {end:,}"
-            )
-        if position and ordered[position - 1].final:
-            raise RunError(f"receipts of {receipt.shard} go on behind the final one")
-        end = receipt.end_offset
-    return ShardState(ordered)
-
-
-def load_receipts(storage: Storage, *, use_manifest: bool = True) -> list[Receipt]:
-    """All receipts: the newest manifest, and the receipt files that it does not hold.
+def publish(storage: Storage, table: pa.Table, key_digests: Mapping[str, bytes]) -> str:
+    """Write a manifest and return its digest; the same receipts give the same file.
 
     Args:
         storage: OUT.
-        use_manifest: False: every receipt file is read, as ``verify`` does.
-
-    Raises:
-        RunError: one that cannot be trusted.
+        table: columns of all receipts, in any order.
+        key_digests: of the shards that are not final.
     """
-    names = storage.entries("receipts")
-    known = {
-        receipt.name: receipt
-        for receipt in (_newest_manifest(storage) if use_manifest else ())
-        # one that was removed on purpose (changed_inputs=redo) is gone, whatever a manifest says
-        if receipt.name in names
-    }
-    missing = sorted(name for name in names if _RECEIPT_NAME.match(name) and name not in known)
-    for at in range(0, len(missing), _READ_AT_ONCE):
-        chunk = missing[at : at + _READ_AT_ONCE]
-        contents = storage.read_many([f"receipts/{name}" for name in chunk])
-        for name in chunk:
-            content = contents.get(f"receipts/{name}")
-            if content is not None:
-                known[name] = Receipt.from_bytes(name, content)
-    return [known[name] for name in sorted(known)]
-
-
-def read_chain(storage: Storage, shard: str) -> ShardState:
-    """What is committed of one shard now, without a listing.
-
-    Raises:
-        RunError: the chain cannot be trusted.
-    """
-    receipts: list[Receipt] = []
-    while not (receipts and receipts[-1].final):
-        name = receipt_name(shard, len(receipts))
-        try:
-            content = storage.read(f"receipts/{name}")
-        except FileNotFoundError:
-            break
-        receipts.append(Receipt.from_bytes(name, content))
-    return chain(receipts)
-
-
-def by_shard(receipts: Iterable[Receipt]) -> dict[str, ShardState]:
-    """Chains of all shards.
-
-    Raises:
-        RunError: a chain is broken.
-    """
-    groups: dict[str, list[Receipt]] = {}
-    for receipt in receipts:
-        groups.setdefault(receipt.shard, []).append(receipt)
-    return {shard: chain(group) for shard, group in groups.items()}
-
-
-def publish_manifest(storage: Storage, receipts: Sequence[Receipt]) -> str:
-    """Write a snapshot of receipts and return its digest; the same receipts give the same file."""
-    texts = [receipt.to_bytes().decode() for receipt in receipts]
-    digest = digest_of(texts)
+    order = pc.sort_indices(
+        table, [(name, "ascending") for name in ("shard", "segment", "generation")]
+    )
+    table = table.take(order)
+    at = table.schema.get_field_index("numerics")
+    table = table.set_column(at, SCHEMA.field("numerics"), table.column(at).cast(pa.string()))
+    table = table.append_column(_KEY_DIGESTS, _last_rows(table.column("shard"), key_digests))
+    table = table.replace_schema_metadata(
+        {_FOOTER_KEY: canonical_json({"version": MANIFEST_VERSION})}
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    content = buffer.getvalue()
+    digest = hashlib.sha256(content).hexdigest()
     name = f"{digest}.parquet"
     if name not in storage.entries("manifests"):
-        table = pa.table(
-            {
-                "shard": pa.array([receipt.shard for receipt in receipts], pa.string()),
-                "segment": pa.array([receipt.segment for receipt in receipts], pa.int32()),
-                "part": pa.array([receipt.part for receipt in receipts], pa.string()),
-                "rows": pa.array([receipt.rows for receipt in receipts], pa.int64()),
-                "receipt": pa.array(texts, pa.string()),
-            },
-            metadata={"vidtok.manifest": canonical_json({"format_version": FORMAT_VERSION})},
-        )
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-        storage.put_if_absent(f"manifests/{name}", buffer.getvalue())
+        storage.put_if_absent(f"manifests/{name}", content)
     return digest
 
 
-def read_manifest(storage: Storage, digest: str) -> list[Receipt]:
-    """Receipts of a snapshot.
-
-    Raises:
-        RunError: there is no such manifest, or its content is not what its name says.
-    """
-    try:
-        content = storage.read(f"manifests/{digest}.parquet")
-        # Arrow's threads, still at work, may abort the end of the interpreter (arrow#33975)
-        with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
-            table = file.read(use_threads=False)
-        texts = table.column("receipt").to_pylist()
-        found = digest_of(texts)
-        shards, segments = (table.column(name).to_pylist() for name in ("shard", "segment"))
-        names = [receipt_name(*pair) for pair in zip(shards, segments, strict=True)]
-    except (pa.ArrowException, KeyError, OSError, TypeError, ValueError) as error:
-        raise RunError(f"manifest {digest} of {storage} cannot be read: {error}") from error
-    if found != digest:
-        raise RunError(f"manifest {digest} of {storage} does not match its digest")
-    return [
-        Receipt.from_bytes(name, text.encode()) for name, text in zip(names, texts, strict=True)
-    ]
+def _last_rows(shards: pa.ChunkedArray, key_digests: Mapping[str, bytes]) -> pa.Array:
+    names = shards.to_pylist()
+    values: list[bytes | None] = [None] * len(names)
+    for at, name in enumerate(names):
+        if name in key_digests and (at + 1 == len(names) or names[at + 1] != name):
+            values[at] = key_digests[name]
+    return pa.array(values, _KEY_DIGESTS.type)
 
 
-def _newest_manifest(storage: Storage) -> list[Receipt]:
-    found: Mapping[str, Any] = {
+def newest_manifest(storage: Storage) -> str | None:
+    """Digest of the manifest that was written last; None where there is none."""
+    found = {
         name: entry
         for name, entry in storage.entries("manifests").items()
         if name.endswith(".parquet")
     }
     if not found:
-        return []
+        return None
     newest = max(found, key=lambda name: (found[name].modified_seconds, name))
-    return read_manifest(storage, newest.removesuffix(".parquet"))
+    return newest.removesuffix(".parquet")
+
+
+def read_manifest(storage: Storage, digest: str) -> tuple[pa.Table, dict[str, bytes]]:
+    """Columns of a manifest, and the key digests of shards that are not final.
+
+    Raises:
+        RunError: there is no such manifest, or its content is not what its name says.
+    """
+    place = f"manifests/{digest}.parquet"
+    try:
+        if not digest.isalnum():
+            raise ValueError("not a digest")
+        size = storage.entry(place).size_bytes
+        if size > MAX_MANIFEST_BYTES:
+            raise ValueError(f"{size:,} bytes, more than {MAX_MANIFEST_BYTES:,}")
+        content = storage.read(place)
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError("it does not match its digest")
+        table = _read_table(content)
+    except (pa.ArrowException, KeyError, OSError, TypeError, ValueError, RecursionError) as error:
+        raise RunError(
+            f"manifest {digest} of {storage} cannot be read: {error}; when it is deleted, it is "
+            "made anew from the receipts"
+        ) from error
+    keys = table.column("key_digests")
+    marked = table.filter(pc.is_valid(keys)).select(["shard", "key_digests"])
+    pairs = zip(*(column.to_pylist() for column in marked.columns), strict=True)
+    return _encoded(table.drop_columns(["key_digests"])), dict(pairs)
+
+
+def _read_table(content: bytes) -> pa.Table:
+    # Arrow's threads, still at work, may abort the end of the interpreter (arrow#33975)
+    with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
+        record = json.loads((file.schema_arrow.metadata or {}).get(_FOOTER_KEY, b"{}"))
+        version = record.get("version") if isinstance(record, dict) else None
+        if version != MANIFEST_VERSION:
+            raise ValueError(f"version {version!r}, this code reads {MANIFEST_VERSION}")
+        if not file.schema_arrow.equals(SCHEMA.append(_KEY_DIGESTS), check_metadata=False):
+            raise ValueError("its columns are not those of a manifest")
+        groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
+        unpacked = sum(group.total_byte_size for group in groups)
+        if unpacked > MAX_TABLE_BYTES:
+            raise ValueError(f"{unpacked:,} bytes unpacked, more than {MAX_TABLE_BYTES:,}")
+        return file.read(use_threads=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import RunError
-from pipeline.manifest import Receipt
-from pipeline.schema import TokenFormat, arrow_schema, read_token_format
+from pipeline.manifest import Line
+from pipeline.receipts import Receipt
+from pipeline.schema import TokenFormat, arrow_schema, clip_id, read_token_format
 from pipeline.storage import Storage
 
 _TRAILER_BYTES = 8
@@ -24,7 +25,7 @@ _TRAILER_BYTES = 8
 class Part:
     """One part, open; its footer is what the receipt says it is."""
 
-    receipt: Receipt
+    receipt: Receipt | Line
     """What committed it."""
     token_format: TokenFormat
     """How ``tokens`` is packed."""
@@ -32,7 +33,7 @@ class Part:
     """Open, with page checksums verified on every read."""
 
 
-def open_part(storage: Storage, receipt: Receipt) -> Part:
+def open_part(storage: Storage, receipt: Receipt | Line) -> Part:
     """Open a receipt's part.
 
     Raises:
@@ -80,10 +81,15 @@ def blobs(column: pa.ChunkedArray | pa.Array) -> list[npt.NDArray[np.uint8]]:
     return [np.frombuffer(value.as_buffer(), dtype=np.uint8) for value in column]
 
 
-def check_part(part: Part, *, fingerprint: str) -> Iterator[str]:
+def check_part(part: Part, *, fingerprint: str, quarantined: Collection[str] = ()) -> Iterator[str]:
     """Everything that is wrong with a part beyond its digests, in plain words.
 
     Reads all of it: schema, number of rows, every page's checksum, every token's range.
+
+    Args:
+        part: open.
+        fingerprint: OUT's.
+        quarantined: keys that must have no row.
     """
     receipt, token_format = part.receipt, part.token_format
     schema = part.file.schema_arrow
@@ -96,7 +102,6 @@ def check_part(part: Part, *, fingerprint: str) -> Iterator[str]:
         yield f"its fingerprint is {token_format.fingerprint[:12]}, OUT's is {fingerprint[:12]}"
     if part.file.metadata.num_rows != receipt.rows:
         yield f"{part.file.metadata.num_rows} rows, its receipt says {receipt.rows}"
-    quarantined = {video["key"] for video in receipt.quarantined}
     for group in range(part.file.num_row_groups):
         table = read_row_group(part, group)
         for row, blob in zip(table.to_pylist(), blobs(table.column("tokens")), strict=True):
@@ -105,11 +110,13 @@ def check_part(part: Part, *, fingerprint: str) -> Iterator[str]:
 
 
 def _row_problem(
-    row: dict[str, Any], blob: npt.NDArray[np.uint8], part: Part, quarantined: set[str]
+    row: dict[str, Any], blob: npt.NDArray[np.uint8], part: Part, quarantined: Collection[str]
 ) -> str | None:
     token_format = part.token_format
     if row["shard"] != part.receipt.shard:
         return f"of shard {row['shard']}, its receipt of {part.receipt.shard}"
+    if row["clip_id"] != clip_id(*(row[name] for name in ("shard", "key", "fps", "clip_index"))):
+        return "it is not named after its key, rate and position"
     if row["key"] in quarantined:
         return "its video is quarantined"
     if blob.size != token_format.clip_bytes(row["token_shape"]):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.inputs import sources_of
-from pipeline.manifest import Receipt, ShardState, by_shard, load_receipts
+from pipeline.ledger import Ledger, task_of
 from pipeline.reader import Source
-from pipeline.schedule import Tally, task_of
+from pipeline.receipts import list_receipts
 from pipeline.segments import ShardTask
 from pipeline.shards import Shard
 from pipeline.storage import Storage
+from pipeline.tally import Tally
 
 
 @dataclass(slots=True)
@@ -24,12 +25,10 @@ class Plan:
     sources: dict[str, Source]
     missing: dict[str, str]
     """Shards that are not where they should be, and why."""
-    states: dict[str, ShardState]
-    """Of the shards of this run."""
     changed: list[str]
     """Shards whose source is not what their receipts say."""
-    receipts: list[Receipt]
-    """All receipts of OUT, also of shards that this run does not name."""
+    ledger: Ledger
+    """What is committed in OUT, also of shards that this run does not name."""
     tasks: list[ShardTask]
 
 
@@ -52,57 +51,52 @@ def make_plan(
     if not sources:
         reason = next(iter(missing.values()), "the data set is empty")
         raise ConfigError(f"none of {len(shards)} shards is there: {reason}")
-    receipts = load_receipts(storage)
-    all_states = by_shard(receipts)
-    states = {shard.name: all_states.get(shard.name, ShardState()) for shard in shards}
+    ledger = Ledger.open(storage)
     changed = [
         shard.name
         for shard in shards
-        if states[shard.name].receipts
-        and shard.name in sources
-        and task_of(shard, states[shard.name]).source != sources[shard.name]
+        if shard.name in sources
+        and ledger.state(shard.name).source not in (None, sources[shard.name])
     ]
     if changed and redo_changed:
-        forget(storage, [states[name] for name in changed])
-        receipts = [receipt for receipt in receipts if receipt.shard not in set(changed)]
-        states |= {name: ShardState() for name in changed}
-        changed = []
+        forget(storage, set(changed))
+        ledger, changed = Ledger.open(storage), []
     left_alone = set(changed) | set(missing)
     tasks = [
-        task_of(shard, states[shard.name])
+        task_of(
+            shard,
+            ledger.state(shard.name),
+            size_bytes=len(shard.members) or sources[shard.name].size_bytes,
+        )
         for shard in shards
-        if not states[shard.name].is_final and shard.name not in left_alone
+        if not ledger.state(shard.name).is_final and shard.name not in left_alone
     ]
-    return Plan(shards, sources, missing, states, changed, receipts, tasks)
+    return Plan(shards, sources, missing, changed, ledger, tasks)
 
 
-def forget(storage: Storage, states: Sequence[ShardState]) -> None:
+def forget(storage: Storage, shards: Collection[str]) -> None:
     """Remove receipts of changed sources, last ones first, and the manifests that hold them."""
     for name in storage.entries("manifests"):
         storage.delete(f"manifests/{name}")
-    for state in states:
-        for receipt in reversed(state.receipts):
-            storage.delete(f"receipts/{receipt.name}")
+    for receipt in reversed(list_receipts(storage)):
+        if receipt.shard in shards:
+            storage.delete(f"receipts/{receipt}")
 
 
 def tally_of(plan: Plan) -> Tally:
     """How the run stands before it begins."""
-    receipts = [receipt for state in plan.states.values() for receipt in state.receipts]
+    counts = plan.ledger.counts(shard.name for shard in plan.shards)
     stale = "its source has changed since it was begun (changed_inputs=redo does it anew)"
     return Tally(
         num_shards=len(plan.shards),
-        done_shards=sum(state.is_final for state in plan.states.values()),
+        done_shards=counts.final_shards,
         failed=plan.missing
-        | {name: stale for name in plan.changed if not plan.states[name].is_final},
-        to_cover=sum(
-            (len(task.shard.members) or plan.sources[task.shard.name].size_bytes)
-            - task.start_offset
-            for task in plan.tasks
-        ),
+        | {name: stale for name in plan.changed if not plan.ledger.state(name).is_final},
+        to_cover=sum(task.remaining for task in plan.tasks),
         before={
-            "videos": sum(receipt.videos for receipt in receipts),
-            "clips": sum(receipt.rows for receipt in receipts),
-            "quarantined": sum(len(receipt.quarantined) for receipt in receipts),
-            "filtered": sum(sum(receipt.filtered.values()) for receipt in receipts),
+            "videos": counts.videos,
+            "clips": counts.clips,
+            "quarantined": counts.quarantined.total(),
+            "filtered": counts.filtered.total(),
         },
     )

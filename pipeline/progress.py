@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from pipeline.fingerprint import canonical_json
-from pipeline.manifest import Receipt
-from pipeline.schedule import Tally
+from pipeline.ledger import Counts
+from pipeline.tally import Tally
 
 PLAIN_SECONDS = 10.0
 """Between two lines where there is no terminal."""
@@ -112,22 +111,18 @@ def bottleneck(counters: Mapping[str, float]) -> str:
     return f"{name} (the encoder waited for decoding {share:.0%} of the time)"
 
 
-def summary(tally: Tally, receipts: Sequence[Receipt], *, root: str) -> str:
-    """The lines that a run ends with; all that is committed is counted from its receipts."""
+def summary(tally: Tally, counts: Counts, *, root: str) -> str:
+    """The lines that a run ends with; ``counts``: of all that is committed."""
     elapsed = time.monotonic() - tally.began
-    cut = {receipt.shard: receipt.cut_reason for receipt in receipts if not receipt.complete}
-    reasons = Counter(video["reason"] for receipt in receipts for video in receipt.quarantined)
-    filtered: Counter[str] = Counter()
-    for receipt in receipts:
-        filtered.update(receipt.filtered)
-    videos, clips = (sum(r.videos for r in receipts), sum(r.rows for r in receipts))
+    cut, filtered, reasons = counts.cut, counts.filtered, counts.quarantined
     lines = [
         f"shards: {tally.done_shards} of {tally.num_shards} final, {len(cut)} of them cut, "
         f"{len(tally.failed)} failed",
-        f"videos: {videos:,}, clips: {clips:,}, filtered: {filtered.total():,}{_counts(filtered)}, "
+        f"videos: {counts.videos:,}, clips: {counts.clips:,}, "
+        f"filtered: {filtered.total():,}{_counts(filtered)}, "
         f"quarantined: {reasons.total():,}{_counts(reasons)}",
     ]
-    new = clips - tally.before.get("clips", 0)
+    new = counts.clips - tally.before.get("clips", 0)
     if new:
         seconds = tally.counters.get("source_seconds", 0.0)
         lines.append(
@@ -135,9 +130,8 @@ def summary(tally: Tally, receipts: Sequence[Receipt], *, root: str) -> str:
             f"{seconds / elapsed:.1f} s of video per second; "
             f"bottleneck: {bottleneck(tally.counters)}"
         )
-    environments = {canonical_json(receipt.numerics) for receipt in receipts}
-    if len(environments) > 1:
-        lines.append(f"{len(environments)} numeric environments are mixed")
+    if counts.numeric_environments > 1:
+        lines.append(f"{counts.numeric_environments} numeric environments are mixed")
     lines += [f"cut: {shard}: {reason}" for shard, reason in sorted(cut.items())]
     lines += [f"failed: {shard}: {reason}" for shard, reason in sorted(tally.failed.items())]
     lines.append(f"OUT: {root}")

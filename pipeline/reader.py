@@ -89,6 +89,12 @@ def key_digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8]
 
 
+def split_digests(joined: bytes) -> set[bytes]:
+    """Digests of keys that stand one after the other, as a set."""
+    size = len(key_digest(""))
+    return {joined[at : at + size] for at in range(0, len(joined), size)}
+
+
 def source_of(shard: Shard, options: Mapping[str, Any]) -> Source:
     """What storage says of a shard now: one request for a tar, one listing for a folder.
 

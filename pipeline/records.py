@@ -29,6 +29,16 @@ class TailPolicy(enum.Enum):
     pad = "pad"
 
 
+class CanaryMode(enum.Enum):
+    """When a worker's arithmetic is checked."""
+
+    commit = "commit"
+    """At its start and before every commit."""
+    start = "start"
+    """At its start only."""
+    off = "off"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipPlan:
     """Which clips one decoding pass makes of a video."""

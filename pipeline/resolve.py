@@ -23,7 +23,7 @@ from pipeline.schedule import RetryRules
 from pipeline.schema import FORMAT_VERSION, TokenFormat
 from pipeline.segments import CommitRules
 from pipeline.shards import normalise_url
-from pipeline.worker import WorkerSpec
+from pipeline.worker_spec import WorkerSpec
 from tokenizer import QuantizerKind, TokenizerConfig
 
 if TYPE_CHECKING:
@@ -339,6 +339,7 @@ def worker_spec(
         output_options=dict(run.output.storage_options),
         input_options=dict(run.dataset.storage_options),
         strict_numerics=run.numerics is Numerics.strict,
+        canary=encoder.canary,
     )
 
 
@@ -349,4 +350,6 @@ def retry_rules(run: RunConfig) -> RetryRules:
         retry_seconds=run.cluster.retry_seconds,
         max_bad_fraction=run.limits.max_bad_fraction,
         min_videos=run.limits.min_videos,
+        lease_seconds=run.cluster.lease_seconds,
+        grace_seconds=run.cluster.grace_seconds,
     )

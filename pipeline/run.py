@@ -16,17 +16,19 @@ import hydra
 from omegaconf import DictConfig
 
 from pipeline import compose, resolve
+from pipeline.attempts import Workers
 from pipeline.config import ChangedInputs, ClusterKind, DatasetKind, RunConfig
-from pipeline.errors import PipelineError
+from pipeline.errors import Interrupted, PipelineError
 from pipeline.inputs import list_folder, list_tars
-from pipeline.manifest import publish_manifest
 from pipeline.planning import Plan, make_plan, tally_of
 from pipeline.progress import ProgressLine, summary
 from pipeline.run_record import check_fingerprint, write_run_record
-from pipeline.schedule import Scheduler, Tally, Workers
+from pipeline.schedule import Scheduler
 from pipeline.shards import Shard
+from pipeline.signals import command_started_at_seconds, stop_on_signals
 from pipeline.storage import Storage
-from pipeline.worker import WorkerSpec
+from pipeline.tally import Tally
+from pipeline.worker_spec import WorkerSpec
 from tokenizer import TokenizerError
 
 if TYPE_CHECKING:
@@ -53,11 +55,11 @@ def run_composed(config: DictConfig) -> None:
     logging.getLogger("tokenizer.checkpoint").setLevel(logging.ERROR)
     try:
         code = execute(compose.to_run_config(config))
+    except (Interrupted, KeyboardInterrupt):
+        sys.exit("interrupted; the same command continues behind the last committed segments")
     except (PipelineError, TokenizerError) as error:
         logger.debug("stopped", exc_info=True)
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues behind the last committed segments")
     if code:
         sys.exit(code)
 
@@ -100,14 +102,14 @@ def execute(run: RunConfig) -> int:
     )
     print_plan(job, plan)
     tally = tally_of(plan)
+    tally.began_at_seconds = command_started_at_seconds()
     if run.dry_run:
         return 0
     try:
         if plan.tasks:
             work(job, plan, tally)
     finally:
-        if plan.receipts:
-            publish_manifest(storage, plan.receipts)
+        plan.ledger.publish(storage)
     return conclude(plan, tally, storage)
 
 
@@ -143,7 +145,7 @@ def list_shards(run: RunConfig) -> list[Shard]:
 def print_plan(job: _Job, plan: Plan) -> None:
     """Say what is there and what will be done."""
     run = job.run
-    final = sum(state.is_final for state in plan.states.values())
+    final = plan.ledger.counts(shard.name for shard in plan.shards).final_shards
     size = sum(source.size_bytes for source in plan.sources.values())
     print(
         f"{run.dataset.name}: {len(plan.shards)} shards, {size / 1e6:,.1f} MB; {final} final, "
@@ -163,15 +165,19 @@ def work(job: _Job, plan: Plan, tally: Tally) -> None:
     workers = start_workers(job, len(plan.tasks))
     try:
         with ProgressLine() as line:
-            Scheduler(
+            scheduler = Scheduler(
                 storage=job.storage,
                 workers=workers,
                 rules=resolve.retry_rules(job.run),
                 tally=tally,
                 show=line.show,
-            ).run(plan.tasks, plan.receipts)
+            )
+            with stop_on_signals(scheduler.stop, job.run.cluster.grace_seconds):
+                scheduler.run(plan.tasks, plan.ledger)
     finally:
         workers.close()
+    if tally.is_interrupted:
+        raise Interrupted(f"{len(plan.tasks)} shards were left to do")
 
 
 def start_workers(job: _Job, num_tasks: int) -> Workers:
@@ -185,6 +191,7 @@ def start_workers(job: _Job, num_tasks: int) -> Workers:
         spec = prepare(job, has_gpus=torch.cuda.is_available(), cores=os.cpu_count() or 1)
         return InlineWorkers(spec, open_shards=cluster.open_shards)
     # Ray takes a second to import: only for those who use it
+    from pipeline.cluster import WorkerSize
     from pipeline.driver import RayWorkers, start_ray
 
     found = start_ray(cluster.address if cluster.kind is ClusterKind.ray else None)
@@ -192,12 +199,12 @@ def start_workers(job: _Job, num_tasks: int) -> Workers:
     cpus = cluster.cpus_per_worker or found.cpus_per_worker(
         spec.encoder.threads + spec.decoders, cluster.gpus_per_worker
     )
-    wanted = cluster.num_workers or found.num_workers(cpus, cluster.gpus_per_worker)
+    gpus = cluster.gpus_per_worker if spec.encoder.device == "cuda" else 0.0
     return RayWorkers(
         spec,
-        num_workers=max(1, min(wanted, num_tasks)),
-        cpus_per_worker=cpus,
-        gpus_per_worker=cluster.gpus_per_worker,
+        size=WorkerSize(cpus=cpus, gpus=gpus),
+        num_workers=cluster.num_workers,
+        most_workers=num_tasks,
         open_shards=cluster.open_shards,
     )
 
@@ -224,11 +231,9 @@ def prepare(job: _Job, *, has_gpus: bool, cores: float) -> WorkerSpec:
 
 def conclude(plan: Plan, tally: Tally, storage: Storage) -> int:
     """Print how the run ended; 0 when every shard is final and complete."""
-    names = {shard.name for shard in plan.shards}
-    receipts = [receipt for receipt in plan.receipts if receipt.shard in names]
-    print(summary(tally, receipts, root=str(storage)))
-    is_whole = all(receipt.complete for receipt in receipts)
-    return 0 if is_whole and tally.done_shards == tally.num_shards and not tally.failed else 1
+    counts = plan.ledger.counts(shard.name for shard in plan.shards)
+    print(summary(tally, counts, root=str(storage)))
+    return 0 if not counts.cut and tally.done_shards == tally.num_shards and not tally.failed else 1
 
 
 if __name__ == "__main__":

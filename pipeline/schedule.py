@@ -1,65 +1,46 @@
 """The driver's loop: hands shards to workers, takes back receipts, tries failed ones again.
 
 It keeps nothing that storage does not hold: killed at any moment, the same command continues from
-the receipts. Where attempts run is handed in (``inline`` or ``driver``).
+the receipts, and a second driver may run at any time. Where attempts run is handed in (``inline``
+or ``driver``), and so is the clock: ``jobs.benchmark scheduler`` runs this code in virtual time.
 """
 
 from __future__ import annotations
 
-import heapq
 import json
 import logging
 import random
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from pipeline.errors import RunError, ShardError, TooManyBadVideos, WorkerLost
+from pipeline.attempts import Event, Finished, Joined, Left, Wish, WorkerReport, Workers, combined
+from pipeline.errors import (
+    Abandoned,
+    RunError,
+    ShardError,
+    TooManyBadVideos,
+    WorkerExpelled,
+    WorkerLost,
+)
 from pipeline.heartbeat import HEARTBEAT_SECONDS, write_heartbeat
-from pipeline.manifest import Receipt, ShardState, new_attempt, publish_manifest, read_chain
-from pipeline.reader import Source
+from pipeline.leases import Lease, Leases
+from pipeline.ledger import Ledger, ShardState, read_chain, task_of
+from pipeline.receipts import new_attempt
 from pipeline.segments import ShardTask
-from pipeline.shards import Shard
 from pipeline.storage import Storage
+from pipeline.tally import Tally
 
 logger = logging.getLogger(__name__)
 
 MANIFEST_SECONDS = 600.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
-    """One attempt that came to an end."""
-
-    task: ShardTask
-    """What was attempted."""
-    receipts: Sequence[Receipt] = ()
-    """The segments that hold, when it succeeded."""
-    error: BaseException | None = None
-    """Why it did not."""
-    counts_as_attempt: bool = True
-    """False: the machine was taken away, which says nothing of the shard."""
-
-
-class Workers(Protocol):
-    """Where attempts run."""
-
-    def capacity(self) -> int:
-        """Attempts that may be in hand at once, now."""
-
-    def submit(self, task: ShardTask) -> None:
-        """Begin an attempt."""
-
-    def wait(self, timeout_seconds: float) -> list[Finished]:
-        """Attempts that ended since the last call; may be none."""
-
-    def counters(self, *, wait_seconds: float = 0.0) -> dict[str, float]:
-        """Sums of ``worker.Counters`` over all workers; waits that long for fresh ones."""
-
-    def close(self) -> None:
-        """Stop everything that was started."""
+WATCH_SECONDS = 1.0
+"""Between two looks at counters, leases and the tail."""
+WORKERS_PER_SECOND = 100.0
+"""Looked at, at most, so that a large pool does not keep the driver busy."""
+EVENT_SECONDS = 0.5
+"""Longest wait for an event."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,25 +55,10 @@ class RetryRules:
     """Largest share of quarantined videos..."""
     min_videos: int
     """...once this many were seen."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """How the run stands; what the progress line, the heartbeat and the summary show."""
-
-    num_shards: int = 0
-    done_shards: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-    """Shards given up in this run, and why."""
-    retries: int = 0
-    in_flight: int = 0
-    to_cover: int = 0
-    """Bytes of tars, or members of buckets, that were left when the run began."""
-    before: dict[str, float] = field(default_factory=dict)
-    """Videos, clips and so on that were committed when the run began."""
-    counters: dict[str, float] = field(default_factory=dict)
-    """What the workers have done since."""
-    began: float = field(default_factory=time.monotonic)
+    lease_seconds: float = 1800.0
+    """A worker whose counters stand still for so long while it has a shard is replaced."""
+    grace_seconds: float = 30.0
+    """Time for open segments to be committed when the run is asked to stop."""
 
 
 class Scheduler:
@@ -106,79 +72,240 @@ class Scheduler:
         rules: RetryRules,
         tally: Tally,
         show: Callable[[Tally], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._storage, self._workers, self._rules = storage, workers, rules
-        self._tally, self._show = tally, show
+        self._tally, self._show, self._clock = tally, show, clock
+        self._leases = Leases()
         self._attempts: dict[str, int] = {}
-        self._waiting: list[tuple[float, int, ShardTask]] = []
-        self._order = 0
-        self._beat, self._snapshot = 0.0, time.monotonic()
+        self._done: set[str] = set()
+        self._ledger = Ledger()
+        self._watched, self._beat, self._snapshot = clock() - WATCH_SECONDS, 0.0, clock()
+        self._stop_wanted, self._give_up_at = False, float("inf")
         self._driver = new_attempt()
 
-    def run(self, tasks: Sequence[ShardTask], receipts: list[Receipt]) -> None:
-        """Carry out all tasks; ``receipts`` grows by what they commit.
+    def stop(self) -> None:
+        """Ask the run to end: open segments are committed first. May be called by a signal."""
+        self._stop_wanted = True
+
+    def run(self, tasks: Sequence[ShardTask], ledger: Ledger) -> None:
+        """Carry out all tasks; ``ledger`` grows by what they commit.
 
         Raises:
             RunError: the run cannot go on; what is committed stays.
         """
+        self._ledger = ledger
         for task in tasks:
-            self._queue(task, 0.0)
-        in_flight = 0
+            self._leases.add(task)
         try:
-            while self._waiting or in_flight:
-                now = time.monotonic()
-                while (
-                    self._waiting
-                    and self._waiting[0][0] <= now
-                    and in_flight < self._workers.capacity()
-                ):
-                    self._workers.submit(heapq.heappop(self._waiting)[2])
-                    in_flight += 1
-                for finished in self._workers.wait(0.5):
-                    in_flight -= 1
-                    self._take(finished, receipts)
-                self._tally.in_flight = in_flight
-                self._report(receipts)
+            while not self._leases.is_empty and not self._must_end():
+                self._hand_out()
+                for event in self._workers.events(EVENT_SECONDS):
+                    self._take(event)
+                self._watch()
         finally:
-            self._tally.counters = self._workers.counters(wait_seconds=5.0)
+            reports = self._workers.reports(wait_seconds=5.0)
+            self._tally.counters = combined(report.counters for report in reports.values())
+            self._count()
             self._heartbeat(running=False)
 
-    def _queue(self, task: ShardTask, delay_seconds: float) -> None:
-        self._order += 1
-        heapq.heappush(self._waiting, (time.monotonic() + delay_seconds, self._order, task))
+    # ---- handing out ----
 
-    def _take(self, finished: Finished, receipts: list[Receipt]) -> None:
-        shard = finished.task.shard
-        if finished.error is None:
-            receipts.extend(finished.receipts)
-            self._tally.done_shards += 1
+    def _hand_out(self) -> None:
+        if self._stop_wanted:
             return
+        while (lease := self._leases.next(self._clock())) is not None:
+            self._workers.submit(lease.owner, lease.task)
+
+    def _must_end(self) -> bool:
+        """Whether the run, asked to stop, has nothing more to wait for."""
+        if not self._stop_wanted:
+            return False
+        now = self._clock()
+        if self._give_up_at == float("inf"):
+            self._give_up_at = now + self._rules.grace_seconds
+            self._tally.is_interrupted = True
+        for lease in self._leases.running():
+            self._hand_back(lease)
+        return self._leases.num_running == 0 or now >= self._give_up_at
+
+    def _hand_back(self, lease: Lease) -> None:
+        if not lease.is_asked:
+            lease.is_asked = True
+            self._workers.ask(lease.owner, lease.attempt, Wish.hand_back)
+
+    # ---- what happened ----
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Joined):
+            self._leases.join(event.owner, event.slots, self._clock())
+        elif isinstance(event, Left):
+            logger.info("%s takes no more shards: %s", event.owner, event.reason)
+            for lease in self._leases.leave(event.owner):
+                self._hand_back(lease)
+        else:
+            self._take_finished(event)
+
+    def _take_finished(self, finished: Finished) -> None:
+        shard = finished.task.shard.name
+        is_final = bool(finished.receipts) and finished.receipts[-1].final
+        lease = self._leases.end(finished.task.attempt, self._clock(), finished=is_final)
+        if lease is None:
+            logger.debug("an attempt at %s that was given up has ended", shard)
+            return
+        if isinstance(finished.error, WorkerExpelled):
+            self._expel(lease.owner, finished.error)
+        if shard in self._done or isinstance(finished.error, Abandoned):
+            return
+        if finished.error is None:
+            self._ledger.add(finished.receipts)
+            if is_final:
+                self._finish(shard)
+            else:
+                self._tally.handed_back += 1
+                self._go_on(finished.task)
+        else:
+            self._take_failure(finished)
+
+    def _finish(self, shard: str) -> None:
+        self._done.add(shard)
+        self._tally.done_shards += 1
+        for copy in self._leases.of_shard(shard):
+            self._workers.ask(copy.owner, copy.attempt, Wish.abandon)
+
+    def _take_failure(self, finished: Finished) -> None:
+        error, shard = finished.error, finished.task.shard
         self._record_failure(finished)
-        if isinstance(finished.error, RunError) or not isinstance(finished.error, ShardError):
-            raise finished.error
-        # What the attempt committed before it failed stays: begin behind it.
-        task = finished.task
+        if isinstance(error, RunError) or not isinstance(error, ShardError):
+            assert error is not None
+            raise error
+        tried = self._attempts.get(shard.name, 0) + int(
+            finished.counts_as_attempt and not isinstance(error, WorkerExpelled)
+        )
+        self._attempts[shard.name] = tried
+        if tried >= self._rules.max_attempts and not self._leases.of_shard(shard.name):
+            logger.error("%s given up after %d attempts: %s", shard.name, tried, error)
+            self._go_on(finished.task, give_up=str(error))
+            return
+        delay = self._rules.retry_seconds * 2.0 ** max(0, tried - 1) * random.uniform(0.5, 1.5)
+        self._tally.retries += 1
+        logger.warning("%s failed, again in %.1f s: %s", shard.name, delay, error)
+        self._go_on(finished.task, delay_seconds=delay)
+
+    def _go_on(
+        self,
+        task: ShardTask,
+        *,
+        delay_seconds: float | None = None,
+        give_up: str | None = None,
+    ) -> None:
+        """What an attempt committed stays: the next one begins behind it.
+
+        Args:
+            task: of the attempt that has ended.
+            delay_seconds: to wait before the next one.
+            give_up: do not try again, for this reason.
+        """
+        shard = task.shard
         try:
-            state = read_chain(self._storage, shard.name)
+            state = self._read_again(shard.name)
         except ShardError as away:
             # the same task then: it meets what is committed, and goes on behind it
             logger.warning("receipts of %s cannot be read now: %s", shard.name, away)
         else:
-            receipts.extend(state.receipts[task.next_segment :])
             if state.is_final:
-                self._tally.done_shards += 1
+                self._finish(shard.name)
                 return
-            task = task_of(shard, state)
-        tried = self._attempts.get(shard.name, 0) + int(finished.counts_as_attempt)
-        self._attempts[shard.name] = tried
-        if tried >= self._rules.max_attempts:
-            logger.error("%s given up after %d attempts: %s", shard.name, tried, finished.error)
-            self._tally.failed[shard.name] = str(finished.error)
+            task = continued(task, state)
+        if give_up is not None:
+            self._tally.failed[shard.name] = give_up
+        elif not self._leases.of_shard(shard.name):  # else its copy goes on
+            self._leases.add(task, at=None if delay_seconds is None else self._later(delay_seconds))
+
+    def _read_again(self, shard: str) -> ShardState:
+        """What is committed of a shard now, by whomever."""
+        self._ledger.add(read_chain(self._storage, shard))
+        return self._ledger.state(shard)
+
+    def _later(self, seconds: float) -> float:
+        return self._clock() + seconds
+
+    def _expel(self, owner: str, error: WorkerExpelled) -> None:
+        if owner in self._tally.expelled:
             return
-        delay = self._rules.retry_seconds * 2.0 ** max(0, tried - 1) * random.uniform(0.5, 1.5)
-        self._tally.retries += 1
-        logger.warning("%s failed, again in %.1f s: %s", shard.name, delay, finished.error)
-        self._queue(task, delay)
+        self._tally.expelled[owner] = str(error)
+        logger.error("%s is expelled: %s", owner, error)
+        for lease in self._leases.leave(owner):
+            lease.is_asked = True  # they end by the same error
+        self._workers.expel(owner)
+
+    # ---- now and then ----
+
+    def _watch(self) -> None:
+        now = self._clock()
+        # a thousand workers report every ten seconds: no use in looking more often
+        period = max(WATCH_SECONDS, self._leases.num_owners / WORKERS_PER_SECOND)
+        if now - self._watched < period and not self._leases.is_empty:
+            return
+        self._watched = now
+        reports = self._workers.reports()
+        self._tally.counters = combined(report.counters for report in reports.values())
+        self._count()
+        self._show(self._tally)
+        self._check_bad_fraction()
+        if not self._stop_wanted:
+            self._watch_leases(reports, now)
+        if now - self._beat >= HEARTBEAT_SECONDS:
+            self._beat = now
+            self._heartbeat(running=True)
+        if now - self._snapshot >= MANIFEST_SECONDS and self._ledger.num_unpublished:
+            self._snapshot = now
+            self._publish_manifest()
+
+    def _watch_leases(self, reports: Mapping[str, WorkerReport], now: float) -> None:
+        for owner in self._leases.silent(reports, now, self._rules.lease_seconds):
+            logger.error("%s stood still for %.0f s", owner, self._rules.lease_seconds)
+            self._leases.leave(owner)
+            self._workers.restart(owner)
+        self._leases.measure(reports, now)
+        for lease in self._leases.to_relieve(reports, now) + self._leases.to_move(reports, now):
+            logger.info("%s goes to another worker", lease.task.shard.name)
+            self._hand_back(lease)
+        for lease in self._leases.to_copy(reports, now):
+            self._copy(lease)
+
+    def _copy(self, lease: Lease) -> None:
+        """Give a straggler to an idle worker as well; whoever is faster wins, by its receipts."""
+        try:
+            task = continued(lease.task, self._read_again(lease.task.shard.name))
+        except ShardError as away:
+            logger.warning("no copy of %s now: %s", lease.task.shard.name, away)
+            return
+        copy = self._leases.copy(task, self._clock())
+        self._tally.copies += 1
+        logger.info("%s takes long: a copy goes to %s", task.shard.name, copy.owner)
+        self._workers.submit(copy.owner, copy.task)
+
+    def _count(self) -> None:
+        self._tally.in_flight = self._leases.num_running
+        self._tally.num_workers = self._leases.num_owners
+        self._tally.most_workers = max(self._tally.most_workers, self._leases.num_owners)
+
+    def _publish_manifest(self) -> None:
+        try:
+            self._ledger.publish(self._storage)
+        except ShardError as away:
+            logger.warning("no manifest this time: %s", away)
+
+    def _check_bad_fraction(self) -> None:
+        tally, rules = self._tally, self._rules
+        videos = tally.before.get("videos", 0) + tally.counters.get("videos", 0)
+        bad = tally.before.get("quarantined", 0) + tally.counters.get("quarantined", 0)
+        if videos >= rules.min_videos and bad > rules.max_bad_fraction * videos:
+            raise TooManyBadVideos(
+                f"{bad:.0f} of {videos:.0f} videos were quarantined, more than "
+                f"limits.max_bad_fraction={rules.max_bad_fraction}; see OUT/quarantine for reasons"
+            )
 
     def _record_failure(self, finished: Finished) -> None:
         error, shard = finished.error, finished.task.shard
@@ -198,45 +325,8 @@ class Scheduler:
             # the failure itself is what matters; it is raised or retried by the caller
             logger.warning("could not write %s: %s", name, unwritable)
 
-    def _report(self, receipts: Sequence[Receipt]) -> None:
-        now = time.monotonic()
-        self._tally.counters = self._workers.counters()
-        self._show(self._tally)
-        self._check_bad_fraction()
-        if now - self._beat >= HEARTBEAT_SECONDS:
-            self._beat = now
-            self._heartbeat(running=True)
-        if now - self._snapshot >= MANIFEST_SECONDS and receipts:
-            self._snapshot = now
-            try:
-                publish_manifest(self._storage, receipts)
-            except ShardError as away:
-                logger.warning("no manifest this time: %s", away)
-
-    def _check_bad_fraction(self) -> None:
-        tally, rules = self._tally, self._rules
-        videos = tally.before.get("videos", 0) + tally.counters.get("videos", 0)
-        bad = tally.before.get("quarantined", 0) + tally.counters.get("quarantined", 0)
-        if videos >= rules.min_videos and bad > rules.max_bad_fraction * videos:
-            raise TooManyBadVideos(
-                f"{bad:.0f} of {videos:.0f} videos were quarantined, more than "
-                f"limits.max_bad_fraction={rules.max_bad_fraction}; see OUT/quarantine for reasons"
-            )
-
     def _heartbeat(self, *, running: bool) -> None:
-        tally = self._tally
-        record = {
-            "running": running,
-            "at_seconds": time.time(),
-            "num_shards": tally.num_shards,
-            "done_shards": tally.done_shards,
-            "failed_shards": tally.failed,
-            "in_flight": tally.in_flight,
-            "retries": tally.retries,
-            "before": tally.before,
-            "counters": tally.counters,
-            "elapsed_seconds": time.monotonic() - tally.began,
-        }
+        record = {"running": running, "at_seconds": time.time()} | self._tally.record()
         try:
             write_heartbeat(self._storage, self._driver, record)
         except (ShardError, WorkerLost) as error:
@@ -244,16 +334,10 @@ class Scheduler:
             logger.warning("no heartbeat: %s", error)
 
 
-def task_of(shard: Shard, state: ShardState) -> ShardTask:
-    """The attempt that continues a shard from its last receipt."""
-    source = None
-    if state.receipts:
-        last = state.receipts[-1]
-        source = Source(size_bytes=last.source_bytes, version=last.source_version)
-    return ShardTask(
-        shard=shard,
-        source=source,
-        start_offset=state.end_offset,
-        next_segment=len(state.receipts),
-        seen=frozenset(state.seen_digests()),
-    )
+def continued(task: ShardTask, state: ShardState) -> ShardTask:
+    """The task behind what is committed by now; itself when that is nothing new."""
+    if state.num_segments <= task.next_segment:
+        return task
+    again = task_of(task.shard, state)
+    covered = again.start_offset - task.start_offset
+    return replace(again, remaining=max(0, task.remaining - covered))

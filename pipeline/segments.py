@@ -18,8 +18,8 @@ from typing import Any
 import numpy.typing as npt
 
 from pipeline.errors import RunError, ShardError, VideoError
-from pipeline.manifest import Receipt, commit, new_attempt, part_name
 from pipeline.reader import Sample, Source, key_digest
+from pipeline.receipts import Receipt, commit, new_attempt, part_name, quarantine_name
 from pipeline.records import DecodeSummary
 from pipeline.schema import TokenFormat, TokenRow, clip_id
 from pipeline.shards import Shard
@@ -41,8 +41,14 @@ class ShardTask:
     """Where to begin."""
     next_segment: int = 0
     """Number of the first segment to write."""
-    seen: frozenset[bytes] = frozenset()
-    """Digests of the keys that are committed already."""
+    generation: int = 0
+    """Of the receipts to write: how often the source was found cut before (``ledger``)."""
+    seen: bytes = b""
+    """Digests of the keys that are committed already, eight bytes each."""
+    remaining: int = 0
+    """Bytes (members of a bucket) behind ``start_offset``, as planned; 0: not known."""
+    attempt: str = field(default_factory=new_attempt)
+    """Random id of this attempt; names its parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,12 +155,13 @@ class SegmentWriter:
         rules: CommitRules,
         token_format: TokenFormat,
         numerics: Mapping[str, Any],
+        vouch: Callable[[], None] = lambda: None,
         on_commit: Callable[[Receipt], None] = lambda receipt: None,
     ) -> None:
         self._task, self._source, self._storage, self._scratch = task, source, storage, scratch
         self._rules, self._format, self._numerics = rules, token_format, dict(numerics)
-        self._on_commit = on_commit
-        self._attempt = new_attempt()
+        self._vouch, self._on_commit = vouch, on_commit
+        self._attempt = task.attempt
         self._segment = task.next_segment
         self._start = task.start_offset
         self._ready: deque[OpenVideo] = deque()
@@ -199,12 +206,15 @@ class SegmentWriter:
 
     def _commit(self, end_offset: int, *, final: bool, cut: str | None) -> None:
         receipt = self._write(list(self._ready), end_offset, final, cut)
+        if receipt.part is not None:
+            self._vouch_for(receipt.part)
+        # Before the receipt: a kill between the two leaves an orphan, and never loses an original.
+        tar = self._keep_originals([v for v in self._ready if v.failure is not None], receipt)
         holds = commit(self._storage, receipt)
-        if holds.attempt == self._attempt:
-            self._keep_originals([v for v in self._ready if v.failure is not None], receipt)
-        else:
-            if receipt.part is not None:
-                self._storage.delete(f"parts/{receipt.part}")
+        if holds.attempt != self._attempt:
+            for name in (receipt.part and f"parts/{receipt.part}", tar):
+                if name is not None:
+                    self._storage.delete(name)
             self._check_same_source(holds)
         self.receipts.append(holds)
         self._on_commit(holds)
@@ -213,6 +223,14 @@ class SegmentWriter:
         self._clips = sum(video.num_clips for video in self._ready)
         self._original_bytes = sum(len(video.original) for video in self._ready)
         self._began = time.monotonic()
+
+    def _vouch_for(self, part: str) -> None:
+        """Behind the segment's last clip, and before anybody can see its part."""
+        try:
+            self._vouch()
+        except ShardError:
+            self._storage.delete(f"parts/{part}")
+            raise
 
     def _check_same_source(self, winner: Receipt) -> None:
         logger.info("%s was committed by attempt %s", winner.name, winner.attempt)
@@ -242,6 +260,7 @@ class SegmentWriter:
         receipt = Receipt(
             shard=shard.name,
             segment=self._segment,
+            generation=self._task.generation,
             attempt=self._attempt,
             fingerprint=self._format.fingerprint,
             part=name,
@@ -311,14 +330,17 @@ class SegmentWriter:
             )
         return records
 
-    def _keep_originals(self, videos: Sequence[OpenVideo], receipt: Receipt) -> None:
-        """Write the quarantine tar of a segment that this attempt has committed."""
+    def _keep_originals(self, videos: Sequence[OpenVideo], receipt: Receipt) -> str | None:
+        """Write the quarantine tar of a segment, if there is need for one; returns its place."""
         if not self._rules.max_quarantine_bytes:
-            return
+            return None
         originals = [
             (QuarantinedVideo(**record), video.sample.extension or "bin", video.original)
             for record, video in zip(receipt.quarantined, videos, strict=True)
         ]
         content = quarantine_tar(originals, max_bytes=self._rules.max_quarantine_bytes)
-        if content is not None:
-            self._storage.put(f"quarantine/{receipt.shard}-{receipt.segment:05d}.tar", content)
+        if content is None:
+            return None
+        name = f"quarantine/{quarantine_name(receipt.shard, receipt.segment, receipt.attempt)}"
+        self._storage.put(name, content)
+        return name

@@ -10,13 +10,12 @@ import argparse
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.heartbeat import read_heartbeats, running
-from pipeline.manifest import Receipt, ShardState, by_shard, load_receipts
+from pipeline.ledger import Ledger
 from pipeline.progress import duration
 from pipeline.run_record import read_run_record
 from pipeline.storage import Storage
@@ -41,53 +40,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if record is None:
             print(f"error: {storage}: no run.json there, so this is no OUT", file=sys.stderr)
             return 2
-        receipts = load_receipts(storage)
-        states = by_shard(receipts)
+        ledger = Ledger.open(storage)
         drivers = read_heartbeats(storage)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    facts = collect(record, receipts, states, drivers)
+    facts = collect(record, ledger, drivers)
     print(json.dumps(facts, indent=1) if options.json else describe(str(storage), facts))
     return 0 if facts["finished"] else 1
 
 
 def collect(
     record: Mapping[str, Any],
-    receipts: Sequence[Receipt],
-    states: Mapping[str, ShardState],
+    ledger: Ledger,
     drivers: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The facts, as JSON."""
     newest = drivers[0] if drivers else {}
-    final = sum(state.is_final for state in states.values())
+    counts = ledger.counts()
     # How many shards there are is known only to the driver that listed them.
-    num_shards = max(int(newest.get("num_shards", 0)), len(states))
-    cut = {receipt.shard: receipt.cut_reason for receipt in receipts if not receipt.complete}
+    num_shards = max(int(newest.get("num_shards", 0)), len(ledger.states))
     failed = dict(newest.get("failed_shards", {}))
-    filtered: Counter[str] = Counter()
-    for receipt in receipts:
-        filtered.update(receipt.filtered)
     return {
         "tokenizer": record["fingerprint_of"]["tokenizer"]["name"],
         "random_weights": record["random_weights"],
         "num_shards": num_shards,
-        "final_shards": final,
-        "begun_shards": len(states) - final,
-        "cut_shards": cut,
+        "final_shards": counts.final_shards,
+        "begun_shards": counts.begun_shards,
+        "cut_shards": counts.cut,
         "failed_shards": failed,
-        "segments": len(receipts),
-        "videos": sum(receipt.videos for receipt in receipts),
-        "clips": sum(receipt.rows for receipt in receipts),
-        "token_bytes": sum(receipt.part_bytes for receipt in receipts),
-        "filtered": dict(filtered),
-        "quarantined": dict(
-            Counter(video["reason"] for receipt in receipts for video in receipt.quarantined)
-        ),
-        "numeric_environments": len({json.dumps(r.numerics, sort_keys=True) for r in receipts}),
+        "segments": counts.segments,
+        "videos": counts.videos,
+        "clips": counts.clips,
+        "token_bytes": counts.part_bytes,
+        "filtered": dict(counts.filtered),
+        "quarantined": dict(counts.quarantined),
+        "numeric_environments": counts.numeric_environments,
         "running_drivers": len(running(drivers, time.time())),
         "elapsed_seconds": newest.get("elapsed_seconds"),
-        "finished": bool(states) and final == num_shards and not cut and not failed,
+        "finished": bool(ledger.states)
+        and counts.final_shards == num_shards
+        and not counts.cut
+        and not failed,
     }
 
 

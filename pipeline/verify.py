@@ -12,18 +12,29 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import PipelineError, StorageError
 from pipeline.heartbeat import read_heartbeats, running
-from pipeline.manifest import Receipt, by_shard, load_receipts, new_attempt
+from pipeline.ledger import ShardState
+from pipeline.manifest import line_of
 from pipeline.parts import check_part, open_part, read_row_group
+from pipeline.receipts import (
+    Receipt,
+    ReceiptName,
+    list_receipts,
+    new_attempt,
+    quarantine_name,
+    read_receipts,
+)
 from pipeline.run_record import read_run_record
 from pipeline.storage import Storage
 
 ORPHAN_HOURS = 24.0
 """Parts without a receipt that are younger may belong to an attempt that is still running."""
 _THREADS = 4
+_AT_ONCE = 64
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--clean",
         action="store_true",
-        help=f"remove parts that no receipt names and that are older than {ORPHAN_HOURS:.0f} h; "
-        "never while a driver is running",
+        help="remove parts, quarantine tars and unfinished files that no receipt names and that "
+        f"are older than {ORPHAN_HOURS:.0f} h; never while a driver is running",
     )
     parser.add_argument(
         "--storage-options", type=json.loads, default={}, metavar="JSON", help="fsspec options"
@@ -51,104 +62,195 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if record is None:
             print(f"error: {storage}: no run.json there, so this is no OUT", file=sys.stderr)
             return 2
-        receipts = load_receipts(storage, use_manifest=False)
-        by_shard(receipts)
-        problems = list(find_problems(storage, receipts, record["fingerprint"]))
-        for problem in problems:
+        audit = Audit(storage, record["fingerprint"])
+        for problem in audit.problems():
             print(f"problem: {problem}")
-        report_orphans(storage, receipts, clean=options.clean)
+        report_orphans(storage, audit, clean=options.clean)
     except PipelineError as error:
         print(f"problem: {error}")
         return 1
-    print_verdict(storage, receipts, problems)
-    return 1 if problems else 0
+    print(audit.verdict())
+    return 1 if audit.num_problems else 0
 
 
-def print_verdict(storage: Storage, receipts: Sequence[Receipt], problems: Sequence[str]) -> None:
-    """One line that says it all."""
-    parts = sum(receipt.part is not None for receipt in receipts)
-    clips = sum(receipt.rows for receipt in receipts)
-    size = sum(receipt.part_bytes for receipt in receipts)
-    verdict = f"{len(problems)} PROBLEMS" if problems else "sound"
-    print(
-        f"{storage}: {verdict}: {len(receipts)} receipts, {parts} parts, {clips:,} clips, "
-        f"{size / 1e6:,.2f} MB"
-    )
+@dataclass(slots=True)
+class _Checked:
+    """One receipt and its part."""
+
+    receipt: Receipt | None = None
+    """None: it cannot be trusted."""
+    problems: list[str] = field(default_factory=list)
+    clip_ids: list[str] = field(default_factory=list)
+    keys: set[str] = field(default_factory=set)
+    """Videos that have a row."""
 
 
-def find_problems(storage: Storage, receipts: Sequence[Receipt], fingerprint: str) -> Iterator[str]:
-    """Everything that is wrong with what is committed, in plain words."""
-    seen: dict[bytes, str] = {}
+class Audit:
+    """Reads every receipt file and every part, a few at a time, and keeps sums."""
 
-    def check(receipt: Receipt) -> tuple[list[str], list[str]]:
+    def __init__(self, storage: Storage, fingerprint: str) -> None:
+        self._storage, self._fingerprint = storage, fingerprint
+        self._names: list[ReceiptName] = []
+        self._chain, self._shard, self._is_broken = ShardState(), "", False
+        self._clips: dict[bytes, str] = {}
+        self._quarantined: dict[int, set[str]] = {}
+        self.num_problems = self._receipts = self._parts = self._rows = self._bytes = 0
+        self.committed: set[str] = set()
+        """Files that receipts name, as paths in OUT."""
+
+    def problems(self) -> Iterator[str]:
+        """Everything that is wrong with what is committed, in plain words."""
+        self._names = list_receipts(self._storage)
+        with ThreadPoolExecutor(_THREADS) as threads:
+            for at in range(0, len(self._names), _AT_ONCE):
+                names = self._names[at : at + _AT_ONCE]
+                for name, checked in zip(names, threads.map(self._check, names), strict=True):
+                    for problem in (*checked.problems, *self._compare(name, checked)):
+                        self.num_problems += 1
+                        yield problem
+
+    def _check(self, name: ReceiptName) -> _Checked:
+        """Look at one receipt and its part alone; called by several threads."""
+        checked = _Checked()
         try:
-            return _check_receipt(storage, receipt, fingerprint)
-        except (PipelineError, FileNotFoundError) as error:
-            return [str(error)], []
+            content = self._storage.read(f"receipts/{name}")
+            checked.receipt = receipt = Receipt.from_bytes(str(name), content)
+            found = self._part_problems(receipt, checked)
+            checked.problems += [f"{name}: {text}" for text in found]
+        except FileNotFoundError:
+            checked.problems.append(f"receipt {name} is gone")
+        except PipelineError as error:
+            checked.problems.append(f"{name}: {error}" if checked.receipt else str(error))
+        return checked
 
-    with ThreadPoolExecutor(_THREADS) as threads:
-        for receipt, (found, clip_ids) in zip(receipts, threads.map(check, receipts), strict=True):
-            yield from (f"{receipt.name}: {text}" for text in found)
-            for clip_id in clip_ids:
-                digest = hashlib.sha256(clip_id.encode()).digest()[:10]
-                if digest in seen:
-                    yield f"{receipt.name}: clip {clip_id} is also in {seen[digest]}"
-                seen[digest] = receipt.name
+    def _part_problems(self, receipt: Receipt, checked: _Checked) -> Iterator[str]:
+        if receipt.fingerprint != self._fingerprint:
+            yield f"fingerprint {receipt.fingerprint[:12]}, OUT's is {self._fingerprint[:12]}"
+            return
+        if receipt.part is None:
+            if receipt.rows:
+                yield f"{receipt.rows} rows without a part"
+            return
+        part = open_part(self._storage, receipt)
+        bad = {video["key"] for video in receipt.quarantined}
+        yield from check_part(part, fingerprint=self._fingerprint, quarantined=bad)
+        # The whole file's digest last: the checks above say more precisely what is wrong.
+        content = self._storage.read(f"parts/{receipt.part}")
+        if hashlib.sha256(content).hexdigest() != receipt.part_sha256:
+            yield f"parts/{receipt.part}: digest differs from the committed one"
+        for group in range(part.file.num_row_groups):
+            table = read_row_group(part, group, ["clip_id", "key"])
+            checked.clip_ids += table.column("clip_id").to_pylist()
+            checked.keys.update(table.column("key").to_pylist())
+
+    def _compare(self, name: ReceiptName, checked: _Checked) -> Iterator[str]:
+        """Look at a receipt beside those of its shard that came before it."""
+        if name.shard != self._shard:
+            self._chain, self._shard, self._is_broken = ShardState(), name.shard, False
+            self._clips.clear()
+            self._quarantined.clear()
+        receipt = checked.receipt
+        if receipt is None:
+            self._is_broken = True
+            return
+        self._receipts += 1
+        self._parts += receipt.part is not None
+        self._rows, self._bytes = self._rows + receipt.rows, self._bytes + receipt.part_bytes
+        self.committed.update(files_of(receipt))
+        if not self._is_broken:
+            yield from self._chain_problems(receipt, checked.keys)
+        for clip_id in checked.clip_ids:
+            digest = hashlib.sha256(clip_id.encode()).digest()[:10]
+            if digest in self._clips:
+                yield f"{name}: clip {clip_id} is also in {self._clips[digest]}"
+            self._clips[digest] = receipt.name
+
+    def _chain_problems(self, receipt: Receipt, keys: set[str]) -> Iterator[str]:
+        adds_rows_only = receipt.segment < self._chain.num_segments
+        try:
+            self._chain.extend(line_of(receipt), b"")
+        except PipelineError as error:
+            self._is_broken = True
+            yield str(error)
+            return
+        bad = {video["key"] for video in receipt.quarantined}
+        if adds_rows_only:
+            before = self._quarantined[receipt.segment]
+            if strangers := (keys | bad) - before:
+                yield f"{receipt.name}: {min(strangers)} was not quarantined before"
+        self._quarantined[receipt.segment] = bad
+
+    def look_again(self) -> None:
+        """Note what receipts name that came since they were listed."""
+        known = set(self._names)
+        new = [name for name in list_receipts(self._storage) if name not in known]
+        for receipt in read_receipts(self._storage, new):
+            self.committed.update(files_of(receipt))
+
+    def verdict(self) -> str:
+        """One line that says it all."""
+        verdict = f"{self.num_problems} PROBLEMS" if self.num_problems else "sound"
+        return (
+            f"{self._storage}: {verdict}: {self._receipts} receipts, {self._parts} parts, "
+            f"{self._rows:,} clips, {self._bytes / 1e6:,.2f} MB"
+        )
 
 
-def _check_receipt(
-    storage: Storage, receipt: Receipt, fingerprint: str
-) -> tuple[list[str], list[str]]:
-    """What is wrong with one segment, and its clip ids."""
-    if receipt.fingerprint != fingerprint:
-        return [f"fingerprint {receipt.fingerprint[:12]}, OUT's is {fingerprint[:12]}"], []
-    if receipt.part is None:
-        return ([f"{receipt.rows} rows without a part"] if receipt.rows else []), []
-    part = open_part(storage, receipt)
-    problems = list(check_part(part, fingerprint=fingerprint))
-    # The whole file's digest last: the checks above say more precisely what is wrong.
-    content = storage.read(f"parts/{receipt.part}")
-    if hashlib.sha256(content).hexdigest() != receipt.part_sha256:
-        problems.append(f"parts/{receipt.part}: digest differs from the committed one")
-    clip_ids = [
-        clip_id
-        for group in range(part.file.num_row_groups)
-        for clip_id in read_row_group(part, group, ["clip_id"]).column(0).to_pylist()
-    ]
-    return problems, clip_ids
+def files_of(receipt: Receipt) -> list[str]:
+    """What a receipt commits beside itself, as paths in OUT."""
+    part = [] if receipt.part is None else [f"parts/{receipt.part}"]
+    tar = quarantine_name(receipt.shard, receipt.segment, receipt.attempt)
+    return [*part, f"quarantine/{tar}"]
 
 
-def report_orphans(storage: Storage, receipts: Sequence[Receipt], *, clean: bool) -> None:
-    """Count parts without a receipt; remove the old ones when asked and nobody is at work."""
-    committed = {receipt.part for receipt in receipts}
-    orphans = {n: e for n, e in storage.entries("parts").items() if n not in committed}
-    leftovers = _scratch_folders(storage)
+def report_orphans(storage: Storage, audit: Audit, *, clean: bool) -> None:
+    """Count what no receipt names; remove what is old when asked and nobody is at work."""
+    orphans = {
+        f"{folder}/{name}": entry
+        for folder in ("parts", "quarantine")
+        for name, entry in storage.entries(folder).items()
+        if f"{folder}/{name}" not in audit.committed
+    }
+    leftovers = _unfinished(storage)
     if not orphans and not leftovers:
         return
-    print(f"{len(orphans)} parts and {len(leftovers)} scratch folders that no receipt names")
+    parts = sum(name.startswith("parts/") for name in orphans)
+    print(
+        f"{parts} parts, {len(orphans) - parts} quarantine tars and {len(leftovers)} unfinished "
+        "files that no receipt names"
+    )
     if not clean:
         return
     now = _storage_now(storage)
     if running(read_heartbeats(storage), now):
         print("a driver is running here: nothing removed")
         return
-    # A receipt may have come since the listing: look again before anything is removed.
-    committed = {receipt.part for receipt in load_receipts(storage)}
+    audit.look_again()
     limit = now - ORPHAN_HOURS * 3600
-    old = [n for n, e in orphans.items() if n not in committed and e.modified_seconds < limit]
+    old = [
+        name
+        for name, entry in orphans.items()
+        if name not in audit.committed and entry.modified_seconds < limit
+    ]
     for name in old:
-        storage.delete(f"parts/{name}")
-    stale = [folder for folder in leftovers if folder.stat().st_mtime < limit]
-    for folder in stale:
-        shutil.rmtree(folder)
-    print(f"removed {len(old)} parts and {len(stale)} folders older than {ORPHAN_HOURS:.0f} h")
+        storage.delete(name)
+    stale = [path for path in leftovers if path.stat().st_mtime < limit]
+    for path in stale:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    print(
+        f"removed {len(old)} files and {len(stale)} unfinished ones older than {ORPHAN_HOURS:.0f} h"
+    )
 
 
-def _scratch_folders(storage: Storage) -> list[Path]:
-    """Where killed workers of a local OUT left unfinished files."""
+def _unfinished(storage: Storage) -> list[Path]:
+    """Where killed processes left unfinished files in a local OUT."""
     if not storage.is_local:
         return []
-    return sorted(Path(storage.path("parts")).glob(".tmp-*"))
+    root = Path(storage.path(""))
+    return sorted([*root.glob(".tmp-*"), *root.glob("*/.tmp-*")])
 
 
 def _storage_now(storage: Storage) -> float:

@@ -8,18 +8,20 @@ What waits where is bounded: encoded video in bytes, frames by the decoders' rin
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import queue
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import Future
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.attempts import Wish, WorkerReport
 from pipeline.batcher import ClipBatcher, GathersClips, Rows
+from pipeline.canary import Canary
+from pipeline.counters import Counters
 from pipeline.decode_pool import (
     ClipDecoded,
     DecodePool,
@@ -28,17 +30,26 @@ from pipeline.decode_pool import (
     VideoFailed,
     VideoRetried,
 )
-from pipeline.encode import ClipEncoder, Encoder, EncoderSpec
-from pipeline.errors import RunError, ShardError, VideoError, WorkerLost
-from pipeline.fingerprint import differences
+from pipeline.encode import ClipEncoder, Encoder
+from pipeline.errors import (
+    Abandoned,
+    PipelineError,
+    RunError,
+    ShardError,
+    VideoError,
+    WorkerExpelled,
+    WorkerLost,
+)
 from pipeline.intake import ByteBudget, ShardReading
-from pipeline.manifest import Receipt
+from pipeline.numerics import check_numerics
 from pipeline.ranges import RangeBuffers
-from pipeline.reader import ReadRules, source_of
-from pipeline.records import ClipPlan, SamplingMode, VideoLimits
-from pipeline.segments import CommitRules, OpenVideo, SegmentWriter, ShardTask
+from pipeline.reader import source_of
+from pipeline.receipts import Receipt
+from pipeline.records import CanaryMode, SamplingMode
+from pipeline.segments import OpenVideo, SegmentWriter, ShardTask
 from pipeline.storage import Storage
 from pipeline.streams import StreamBatcher
+from pipeline.worker_spec import WorkerSpec
 
 logger = logging.getLogger(__name__)
 
@@ -46,45 +57,6 @@ EVENT_SECONDS = 0.01
 """Longest wait for a decoder's message before batches are looked at again."""
 MAX_OPEN_VIDEOS = 64
 """Videos of one worker that are read and not yet decoded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSpec:
-    """All that a worker needs to know; picklable."""
-
-    encoder: EncoderSpec
-    plan: ClipPlan
-    limits: VideoLimits
-    read_rules: ReadRules
-    read_ahead_bytes: int
-    range_bytes: int
-    decoders: int
-    commit_rules: CommitRules
-    output_root: str
-    output_options: Mapping[str, Any]
-    input_options: Mapping[str, Any]
-    strict_numerics: bool
-    """Refuse to write tokens of another numeric environment into OUT."""
-
-
-@dataclass(slots=True)
-class Counters:
-    """What a worker has done so far; read by the driver now and then."""
-
-    videos: int = 0
-    clips: int = 0
-    quarantined: int = 0
-    filtered: int = 0
-    segments: int = 0
-    token_bytes: int = 0
-    covered: int = 0
-    """Bytes of tars, or members of buckets, that are done with."""
-    source_seconds: float = 0.0
-    decode_cpu_seconds: float = 0.0
-    encode_seconds: float = 0.0
-    starved_seconds: float = 0.0
-    """Time that the encoder waited for clips while shards were open."""
-    decoder_restarts: int = 0
 
 
 class Worker:
@@ -101,6 +73,8 @@ class Worker:
         self._encoder: Encoder = encoder or ClipEncoder(spec.encoder)
         self.storage = Storage(spec.output_root, spec.output_options)
         check_numerics(self.storage, self._encoder.numerics, strict=spec.strict_numerics)
+        self._canary = Canary(self._encoder, spec.encoder, mode=spec.canary)
+        self._canary.start(self.storage)
         self._temporary = tempfile.TemporaryDirectory(prefix="vidtok-")
         self._scratch = self.storage.scratch(Path(self._temporary.name))
         self._pool = DecodePool(num_children=spec.decoders, plan=spec.plan, limits=spec.limits)
@@ -110,10 +84,12 @@ class Worker:
             else ClipBatcher(spec.encoder.batch_clips)
         )
         self._batches: queue.Queue[Any] = queue.Queue(maxsize=1)
+        """What the encoder thread does next: batches, and wishes for a canary."""
         self._budget = ByteBudget(spec.read_ahead_bytes // 2, MAX_OPEN_VIDEOS)
         self._buffers = RangeBuffers(spec.read_ahead_bytes // 2, spec.range_bytes)
         self._tickets = itertools.count()
         self._decoding: dict[int, OpenVideo] = {}
+        self._readings: dict[str, ShardReading] = {}
         self._num_readers = 0
         self._changed = threading.Condition()
         self._stopped = threading.Event()
@@ -130,10 +106,13 @@ class Worker:
         """Turn what is left of a shard into committed segments.
 
         Returns:
-            The receipts that hold, of this attempt or of a faster one; the last one is final.
+            The receipts that hold, of this attempt or of a faster one; the last one is final,
+            unless the attempt was asked to hand the shard back.
 
         Raises:
             ShardError: this attempt failed; committed segments stay.
+            WorkerExpelled: this worker's arithmetic is wrong; what it did since its last canary
+                is not committed.
             RunError: no attempt can succeed.
         """
         shard = task.shard
@@ -150,6 +129,7 @@ class Worker:
             rules=self._spec.commit_rules,
             token_format=self._spec.encoder.token_format,
             numerics=self._encoder.numerics,
+            vouch=self._vouch,
             on_commit=self._count_segment,
         )
         reading = ShardReading(
@@ -163,16 +143,30 @@ class Worker:
         )
         with self._changed:
             self._num_readers += 1
+            self._readings[task.attempt] = reading
         reading.start()
         try:
             while (video := self._next_done(reading, writer)) is not None:
-                self._count_video(video)
+                self._count_video(video, reading)
                 writer.add(video)
-            assert reading.end is not None
-            writer.finish(reading.end.offset, reading.end.cut)
+            if reading.wish is Wish.hand_back:
+                writer.commit_due()
+            else:
+                assert reading.end is not None
+                writer.finish(reading.end.offset, reading.end.cut)
         finally:
             reading.abandoned.set()
+            with self._changed:
+                del self._readings[task.attempt]
         return writer.receipts
+
+    def ask(self, attempt: str, wish: Wish) -> None:
+        """Ask something of an open attempt; without effect when it has ended."""
+        with self._changed:
+            reading = self._readings.get(attempt)
+            if reading is not None:
+                reading.wish = wish
+            self._changed.notify_all()
 
     @property
     def is_broken(self) -> bool:
@@ -191,11 +185,12 @@ class Worker:
         if self.storage.is_local and self._scratch.exists() and not any(self._scratch.iterdir()):
             self._scratch.rmdir()
 
-    def _count_video(self, video: OpenVideo) -> None:
+    def _count_video(self, video: OpenVideo, reading: ShardReading) -> None:
         """Counted when it is done, so that progress shows between commits."""
         sample, summary = video.sample, video.summary
         with self._changed:
             counters = self.counters
+            reading.covered = sample.end_offset - reading.task.start_offset
             counters.videos += 1
             counters.clips += video.num_clips
             counters.quarantined += video.failure is not None
@@ -210,28 +205,60 @@ class Worker:
             self.counters.segments += 1
             self.counters.token_bytes += receipt.part_bytes
 
-    def snapshot(self) -> dict[str, float]:
-        """The counters as they stand."""
+    def report(self) -> WorkerReport:
+        """The counters as they stand, and how far open shards are."""
         with self._changed:
             self.counters.decoder_restarts = self._pool.num_restarts
-            return asdict(self.counters)
+            return WorkerReport(
+                counters=asdict(self.counters),
+                covered={attempt: one.covered for attempt, one in self._readings.items()},
+            )
+
+    def _vouch(self) -> None:
+        """Have the encoder's arithmetic checked behind everything that it has encoded so far.
+
+        Raises:
+            WorkerExpelled: it is wrong.
+            WorkerLost: the worker was closed meanwhile.
+        """
+        if self._spec.canary is not CanaryMode.commit:
+            return
+        wish: Future[None] = Future()
+        self._hand_over(wish)
+        while not self._stopped.is_set():
+            try:
+                return wish.result(timeout=0.5)
+            except TimeoutError:
+                continue
+        self._raise_if_broken("canary")
+        raise WorkerLost("worker", "closed")
+
+    def _raise_if_broken(self, place: str) -> None:
+        """What ended one of the threads, in whatever shard it is noticed."""
+        if isinstance(self._broken, (RunError, WorkerExpelled)):
+            raise self._broken
+        if self._broken is not None:
+            raise WorkerLost(place, f"worker failed: {self._broken!r}") from self._broken
 
     def _next_done(self, reading: ShardReading, writer: SegmentWriter) -> OpenVideo | None:
-        """The shard's next video in input order, done; None after the last one."""
+        """The shard's next video in input order, done; None after the last one.
+
+        Also None when the attempt is to be handed back: what is done has been given out.
+        """
+        shard = reading.task.shard.name
         while True:
             with self._changed:
-                if isinstance(self._broken, RunError):
-                    raise self._broken
-                if self._broken is not None:
-                    raise WorkerLost(
-                        reading.task.shard.name, f"worker failed: {self._broken!r}"
-                    ) from (self._broken)
+                self._raise_if_broken(shard)
                 if self._stopped.is_set():
-                    raise WorkerLost(reading.task.shard.name, "the worker was closed")
+                    raise WorkerLost(shard, "the worker was closed")
+                if reading.wish is Wish.abandon:
+                    raise Abandoned(shard, "another attempt has finished it")
                 if reading.failure is not None:
                     raise reading.failure
                 if reading.videos and reading.videos[0].is_done:
                     return reading.videos.popleft()
+                if reading.wish is Wish.hand_back:
+                    return None
                 if reading.end is not None and not reading.videos:
                     return None
                 # woken by whatever happens to any shard: the time is looked at every time
@@ -274,6 +301,7 @@ class Worker:
                 self._hand_over(batch)
 
     def _take(self, event: Event | None) -> None:
+        self.counters.events += event is not None
         if isinstance(event, ClipDecoded):
             with self._changed:
                 self._batcher.add(self._decoding[event.ticket], event.clip, event.release)
@@ -327,6 +355,9 @@ class Worker:
                 batch = self._batches.get(timeout=0.1)
             except queue.Empty:
                 batch = None
+            if isinstance(batch, Future):
+                self._check_arithmetic(batch)
+                continue
             waited = time.monotonic() - began
             with self._changed:
                 if self._num_readers or self._decoding or batch is not None:
@@ -337,28 +368,25 @@ class Worker:
             result = self._batcher.run(batch, self._encoder)
             with self._changed:
                 self.counters.encode_seconds += time.monotonic() - began
+                self._note_start()
                 self._keep(self._batcher.encoded(batch, result))
                 self._changed.notify_all()
+
+    def _check_arithmetic(self, wish: Future[None]) -> None:
+        """Let the canary answer whoever waits for it; a wrong answer ends the worker."""
+        try:
+            self._canary.check()
+        except PipelineError as error:
+            wish.set_exception(error)
+            raise
+        self.counters.canaries += 1
+        wish.set_result(None)
+
+    def _note_start(self) -> None:
+        if not self.counters.first_encoded_at_seconds:
+            now = time.time()
+            self.counters.first_encoded_at_seconds = self.counters.last_started_at_seconds = now
 
     def _keep(self, rows: Rows) -> None:
         for video, clip in rows:
             video.clips[clip.fps, clip.clip_index] = clip
-
-
-def check_numerics(storage: Storage, numerics: Mapping[str, Any], *, strict: bool) -> None:
-    """Compare with the environment of the first worker that ever wrote to this OUT.
-
-    Raises:
-        RunError: they differ, and ``numerics=strict``.
-    """
-    name = "numerics.json"
-    if storage.put_if_absent(name, json.dumps(dict(numerics), indent=1).encode()):
-        return
-    differing = differences(json.loads(storage.read(name)), numerics)
-    if not differing:
-        return
-    changes = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in differing.items())
-    text = f"{storage} holds tokens of another numeric environment: {changes}"
-    if strict:
-        raise RunError(f"{text}; refused by numerics=strict")
-    logger.warning("%s; tokens may differ in the last bits", text)

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from pipeline.attempts import Event, Finished, Joined, Wish, WorkerReport
 from pipeline.errors import VideoError
-from pipeline.manifest import Receipt
 from pipeline.packing import pack_indices, pack_latents
 from pipeline.reader import Sample, Source
+from pipeline.receipts import Receipt
 from pipeline.records import DecodeSummary, SourceInfo
 from pipeline.run_record import write_run_record
-from pipeline.schedule import Finished
 from pipeline.schema import TokenFormat, TokenRow, clip_id
 from pipeline.segments import CommitRules, EncodedClip, OpenVideo, SegmentWriter, ShardTask
 from pipeline.shards import Shard, ShardKind
@@ -227,35 +227,54 @@ class FakeEncoder:
         return result
 
 
-Outcome = Callable[[ShardTask], Finished]
+Outcome = Callable[[ShardTask], Finished | None]
 
 
 class FakeWorkers:
-    """Ends each attempt as the next outcome in the list of its shard says."""
+    """Ends each attempt as the next outcome in the list of its shard says; None: it goes on."""
 
-    def __init__(self, outcomes: dict[str, list[Outcome]], *, capacity: int = 2) -> None:
-        self._outcomes, self._capacity = outcomes, capacity
-        self._ended: list[Finished] = []
-        self.submitted: list[tuple[float, ShardTask]] = []
-        self.most_in_flight = 0
-        self.counted: dict[str, float] = {}
+    def __init__(
+        self,
+        outcomes: dict[str, list[Outcome]],
+        *,
+        slots: int = 2,
+        owners: Sequence[str] = ("fake",),
+    ) -> None:
+        self._outcomes = outcomes
+        self.happens: list[Event] = [Joined(owner=owner, slots=slots) for owner in owners]
+        self.submitted: list[tuple[float, str, ShardTask]] = []
+        self.asked: list[tuple[str, str, Wish]] = []
+        self.removed: list[tuple[str, str]] = []
+        self.open: set[str] = set()
+        self.most_open = 0
+        self.said: dict[str, WorkerReport] = {}
 
-    def capacity(self) -> int:
-        return self._capacity
-
-    def submit(self, task: ShardTask) -> None:
-        self.submitted.append((time.monotonic(), task))
-        self._ended.append(self._outcomes[task.shard.name].pop(0)(task))
-        self.most_in_flight = max(self.most_in_flight, len(self._ended))
-
-    def wait(self, timeout_seconds: float) -> list[Finished]:
-        if not self._ended:
+    def events(self, timeout_seconds: float) -> list[Event]:
+        if not self.happens:
             time.sleep(min(timeout_seconds, 0.005))
-        ended, self._ended = self._ended, []
-        return ended
+        happened, self.happens = self.happens, []
+        self.open -= {one.task.attempt for one in happened if isinstance(one, Finished)}
+        return happened
 
-    def counters(self, *, wait_seconds: float = 0.0) -> dict[str, float]:
-        return self.counted
+    def submit(self, owner: str, task: ShardTask) -> None:
+        self.submitted.append((time.monotonic(), owner, task))
+        self.open.add(task.attempt)
+        self.most_open = max(self.most_open, len(self.open))
+        finished = self._outcomes[task.shard.name].pop(0)(task)
+        if finished is not None:
+            self.happens.append(finished)
+
+    def ask(self, owner: str, attempt: str, wish: Wish) -> None:
+        self.asked.append((owner, attempt, wish))
+
+    def restart(self, owner: str) -> None:
+        self.removed.append(("restart", owner))
+
+    def expel(self, owner: str) -> None:
+        self.removed.append(("expel", owner))
+
+    def reports(self, *, wait_seconds: float = 0.0) -> dict[str, WorkerReport]:
+        return self.said
 
     def close(self) -> None:
         pass

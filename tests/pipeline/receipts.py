@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from pipeline.manifest import Receipt, new_attempt
+from pipeline.ledger import Ledger
 from pipeline.reader import key_digest
+from pipeline.receipts import Receipt, list_receipts, new_attempt, read_receipts
+from pipeline.storage import Storage
 
 
 def receipt(segment: int = 0, start: int = 0, end: int = 10, **changes: Any) -> Receipt:
@@ -39,3 +41,15 @@ def receipt(segment: int = 0, start: int = 0, end: int = 10, **changes: Any) -> 
         "created_seconds": round(time.time(), 3),
     }
     return Receipt(**fields | changes)
+
+
+def all_receipts(storage: Storage) -> list[Receipt]:
+    """Every receipt file of an OUT, read."""
+    return list(read_receipts(storage, list_receipts(storage)))
+
+
+def ledger_of(*receipts: Receipt) -> Ledger:
+    """A ledger of these."""
+    ledger = Ledger()
+    ledger.add(receipts)
+    return ledger

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from pipeline.dataset import TokenDataset
 from pipeline.errors import RunError
-from pipeline.manifest import commit, load_receipts, publish_manifest
+from pipeline.ledger import Ledger
+from pipeline.receipts import commit
 from pipeline.schema import TokenFormat, TokenRow
 from pipeline.storage import Storage
 from pipeline.writer import write_part
@@ -29,7 +30,7 @@ from tests.pipeline.fakes import (
     video,
     write_shard,
 )
-from tests.pipeline.receipts import receipt
+from tests.pipeline.receipts import all_receipts, receipt
 
 
 @pytest.fixture
@@ -145,13 +146,13 @@ def test_more_parts_than_open_files_are_read(tmp_path: Path, shuffle: bool) -> N
 
 
 def test_a_part_without_a_receipt_does_not_exist(storage: Storage) -> None:
-    part = load_receipts(storage)[0].part
+    part = all_receipts(storage)[0].part
     storage.put("parts/orphan.parquet", storage.read(f"parts/{part}"))
     assert clip_ids(TokenDataset(storage.root, batch_size=4)) == ORDER
 
 
 def test_a_pinned_manifest_leaves_out_what_came_later(storage: Storage) -> None:
-    digest = publish_manifest(storage, load_receipts(storage))
+    digest = Ledger.open(storage).publish(storage)
     write_shard(storage, "shard3", [video(0)])
     assert clip_ids(TokenDataset(storage.root, batch_size=4, manifest=digest)) == ORDER
     assert len(clip_ids(TokenDataset(storage.root, batch_size=4))) == len(ORDER) + 1
@@ -168,7 +169,7 @@ def test_committed_segments_without_clips_are_no_error(tmp_path: Path) -> None:
 def test_a_damaged_part_is_an_error_that_names_it(
     storage: Storage, damage: str, shuffle: bool
 ) -> None:
-    part = load_receipts(storage)[3].part
+    part = all_receipts(storage)[3].part
     content = storage.read(f"parts/{part}")
     at = place_of_tokens(storage, str(part))
     changed = {

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError, FingerprintMismatch, RunError
-from pipeline.manifest import load_receipts, publish_manifest
+from pipeline.ledger import Ledger
 from pipeline.planning import Plan, make_plan, tally_of
 from pipeline.reader import source_of
 from pipeline.run_record import check_fingerprint, read_run_record, write_run_record
@@ -55,7 +55,7 @@ def change(shard: Shard) -> None:
 def test_everything_is_left_in_a_new_out(storage: Storage, shards: list[Shard]) -> None:
     found = plan(shards, storage)
     assert [(task.shard, task.start_offset) for task in found.tasks] == [(s, 0) for s in shards]
-    assert (found.missing, found.changed, found.receipts) == ({}, [], [])
+    assert (found.missing, found.changed, len(found.ledger)) == ({}, [], 0)
 
 
 def test_final_shards_are_done_and_begun_ones_go_on(storage: Storage, shards: list[Shard]) -> None:
@@ -79,7 +79,7 @@ def test_shards_that_this_run_does_not_name_are_left_alone(
     work(storage, shards[0], 2, final=False)
     found = plan(shards[1:], storage)
     assert [task.shard for task in found.tasks] == shards[1:]
-    assert [receipt.shard for receipt in found.receipts] == [shards[0].name]
+    assert list(found.ledger.states) == [shards[0].name]
     assert tally_of(found).before["clips"] == 0
 
 
@@ -116,7 +116,7 @@ def test_a_changed_source_is_reported_and_left_alone(storage: Storage, shards: l
 def test_a_changed_source_is_done_anew_when_asked(storage: Storage, shards: list[Shard]) -> None:
     work(storage, shards[0], 2, final=True)
     work(storage, shards[1], 2, final=True)
-    publish_manifest(storage, load_receipts(storage))
+    Ledger.open(storage).publish(storage)
     change(shards[0])
     found = plan(shards, storage, redo_changed=True)
     assert found.changed == []
@@ -124,7 +124,7 @@ def test_a_changed_source_is_done_anew_when_asked(storage: Storage, shards: list
         (shards[0], 0),
         (shards[2], 0),
     ]
-    assert {receipt.shard for receipt in load_receipts(storage)} == {shards[1].name}
+    assert set(Ledger.open(storage).states) == {shards[1].name}
     assert storage.entries("manifests") == {}
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipeline.progress import ProgressLine, bottleneck, duration, summary
-from pipeline.schedule import Tally
-from tests.pipeline.receipts import receipt
+from pipeline.tally import Tally
+from tests.pipeline.receipts import ledger_of, receipt
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,12 @@ def test_without_a_terminal_a_line_is_written_now_and_then(
 
 def test_the_summary_counts_what_is_committed() -> None:
     bad = [{"key": str(n), "reason": r, "message": ""} for n, r in enumerate(["crash", "decode"])]
-    receipts = [
+    ledger = ledger_of(
         receipt(rows=1200, videos=50, filtered={"too_short": 3}, quarantined=bad, final=True),
         receipt(shard="t", rows=1, final=True, complete=False, cut_reason="byte 9: cut"),
-    ]
+    )
     tally = Tally(num_shards=3, done_shards=2, failed={"u": "is not there"}, before={"clips": 1000})
-    lines = summary(tally, receipts, root="s3://b/out").splitlines()
+    lines = summary(tally, ledger.counts(), root="s3://b/out").splitlines()
     assert lines[0] == "shards: 2 of 3 final, 1 of them cut, 1 failed"
     assert lines[1] == (
         "videos: 51, clips: 1,201, filtered: 3 (too_short 3), quarantined: 2 (crash 1, decode 1)"
@@ -103,10 +103,12 @@ def test_the_summary_counts_what_is_committed() -> None:
 
 def test_a_run_with_nothing_left_to_do_says_so_in_two_lines_and_the_place() -> None:
     tally = Tally(num_shards=1, done_shards=1, before={"clips": 5})
-    lines = summary(tally, [receipt(rows=5, final=True)], root="/out").splitlines()
+    lines = summary(
+        tally, ledger_of(receipt(rows=5, final=True)).counts(), root="/out"
+    ).splitlines()
     assert len(lines) == 3
 
 
 def test_mixed_numeric_environments_are_said() -> None:
-    receipts = [receipt(numerics={"device": name}) for name in "ab"]
-    assert "2 numeric environments are mixed" in summary(Tally(), receipts, root="/out")
+    ledger = ledger_of(*(receipt(shard=name, numerics={"device": name}) for name in "ab"))
+    assert "2 numeric environments are mixed" in summary(Tally(), ledger.counts(), root="/out")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline import schedule
+from pipeline.attempts import Finished, WorkerReport
 from pipeline.errors import (
     RunError,
     ShardError,
@@ -17,10 +18,12 @@ from pipeline.errors import (
     TooManyBadVideos,
     WorkerLost,
 )
-from pipeline.manifest import Receipt, read_chain
-from pipeline.schedule import Finished, RetryRules, Scheduler, Tally, task_of
+from pipeline.ledger import Ledger, task_of
+from pipeline.receipts import Receipt
+from pipeline.schedule import RetryRules, Scheduler
 from pipeline.segments import ShardTask
 from pipeline.storage import Storage
+from pipeline.tally import Tally
 from tests.pipeline.fakes import FakeWorkers, Outcome, segment_writer, shard, video
 
 
@@ -64,7 +67,7 @@ def run(
     workers: FakeWorkers | None = None,
     tally: Tally | None = None,
     **rules: Any,
-) -> tuple[FakeWorkers, Tally, list[Receipt]]:
+) -> tuple[FakeWorkers, Tally, Ledger]:
     workers = workers or FakeWorkers(outcomes)
     tally = tally or Tally(num_shards=len(outcomes))
     defaults = {"max_attempts": 3, "retry_seconds": 0.01, "max_bad_fraction": 0.5, "min_videos": 10}
@@ -75,9 +78,9 @@ def run(
         tally=tally,
         show=lambda tally: None,
     )
-    receipts: list[Receipt] = []
-    scheduler.run([ShardTask(shard=shard(name), source=None) for name in outcomes], receipts)
-    return workers, tally, receipts
+    ledger = Ledger()
+    scheduler.run([ShardTask(shard=shard(name), source=None) for name in outcomes], ledger)
+    return workers, tally, ledger
 
 
 def failures(storage: Storage) -> list[dict[str, Any]]:
@@ -91,16 +94,16 @@ def heartbeat(storage: Storage) -> dict[str, Any]:
 
 def test_all_shards_are_done_and_their_receipts_returned(storage: Storage) -> None:
     outcomes = {name: [succeeds(storage)] for name in "abcde"}
-    workers, tally, receipts = run(storage, outcomes)
+    workers, tally, ledger = run(storage, outcomes)
     assert (tally.done_shards, tally.failed, tally.retries, tally.in_flight) == (5, {}, 0, 0)
-    assert {one.shard for one in receipts} == set("abcde")
-    assert workers.most_in_flight <= workers.capacity()
+    assert set(ledger.states) == set("abcde")
+    assert workers.most_open <= 2
 
 
 def test_a_failed_shard_is_tried_again_after_a_growing_wait(storage: Storage) -> None:
     outcomes = {"s": [fails(ShardError("s", "x"))] * 2 + [succeeds(storage)]}
     workers, tally, _ = run(storage, outcomes, retry_seconds=0.1)
-    first, second, third = [at for at, _ in workers.submitted]
+    first, second, third = [at for at, _, _ in workers.submitted]
     assert second - first >= 0.05
     assert third - second >= 0.1
     assert (tally.done_shards, tally.retries, tally.failed) == (1, 2, {})
@@ -122,22 +125,25 @@ def test_an_attempt_that_was_preempted_does_not_count(storage: Storage) -> None:
 
 def test_the_next_attempt_begins_behind_what_the_failed_one_committed(storage: Storage) -> None:
     outcomes = {"s": [fails_after(storage, 2), fails_after(storage, 3), succeeds(storage)]}
-    workers, tally, receipts = run(storage, outcomes)
-    assert [task.start_offset for _, task in workers.submitted] == [0, 20, 30]
-    assert [task.next_segment for _, task in workers.submitted] == [0, 1, 2]
-    assert [(one.start_offset, one.end_offset) for one in receipts] == [(0, 20), (20, 30), (30, 40)]
+    workers, tally, ledger = run(storage, outcomes)
+    assert [task.start_offset for _, _, task in workers.submitted] == [0, 20, 30]
+    assert [task.next_segment for _, _, task in workers.submitted] == [0, 1, 2]
+    assert [(line.start_offset, line.end_offset) for line in ledger.lines()] == [
+        (0, 20),
+        (20, 30),
+        (30, 40),
+    ]
     assert tally.done_shards == 1
-    assert receipts == read_chain(storage, "s").receipts
 
 
 def test_an_attempt_that_died_behind_its_final_commit_is_done(storage: Storage) -> None:
-    workers, tally, receipts = run(storage, {"s": [fails_after(storage, 4, final=True)]})
-    assert (tally.done_shards, len(workers.submitted), len(receipts)) == (1, 1, 1)
+    workers, tally, ledger = run(storage, {"s": [fails_after(storage, 4, final=True)]})
+    assert (tally.done_shards, len(workers.submitted), len(ledger)) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("error", [RunError("no"), StorageRefused("no"), ZeroDivisionError("no")])
 def test_an_error_that_is_no_shards_stops_the_run(storage: Storage, error: Exception) -> None:
-    workers = FakeWorkers({"s": [fails(error)], "t": [succeeds(storage)]}, capacity=1)
+    workers = FakeWorkers({"s": [fails(error)], "t": [succeeds(storage)]}, slots=1)
     with pytest.raises(type(error), match="no"):
         run(storage, {"s": [], "t": []}, workers=workers)
     assert len(workers.submitted) == 1
@@ -179,8 +185,8 @@ def test_storage_that_is_away_when_a_failure_is_taken_in_does_not_end_the_run(
 
     monkeypatch.setattr(schedule, "read_chain", flaky)
     outcomes = {"s": [fails(WorkerLost("s", "died"))] * 2 + [succeeds(storage)]}
-    _, tally, receipts = run(storage, outcomes)
-    assert (tally.done_shards, len(receipts)) == (1, 1)
+    _, tally, ledger = run(storage, outcomes)
+    assert (tally.done_shards, len(ledger)) == (1, 1)
 
 
 def test_a_manifest_that_cannot_be_written_now_does_not_end_the_run(
@@ -190,7 +196,7 @@ def test_a_manifest_that_cannot_be_written_now_does_not_end_the_run(
         raise StorageError("manifests", "away")
 
     monkeypatch.setattr(schedule, "MANIFEST_SECONDS", 0.0)
-    monkeypatch.setattr(schedule, "publish_manifest", away)
+    monkeypatch.setattr(Ledger, "publish", away)
     _, tally, _ = run(storage, {"s": [succeeds(storage)]})
     assert tally.done_shards == 1
 
@@ -233,7 +239,7 @@ def test_a_heartbeat_is_left_when_the_run_stops(storage: Storage) -> None:
 
 def bad_videos(storage: Storage, before: dict[str, float], counted: dict[str, float]) -> None:
     workers = FakeWorkers({"s": [succeeds(storage)]})
-    workers.counted = counted
+    workers.said = {"fake": WorkerReport(counters=counted)}
     run(storage, {"s": []}, workers=workers, tally=Tally(num_shards=1, before=before))
 
 
@@ -253,10 +259,10 @@ def test_as_many_bad_videos_as_allowed_do_not(storage: Storage, counted: tuple[i
 
 
 def test_a_task_is_made_from_the_last_receipt(storage: Storage) -> None:
-    fresh = task_of(shard(), read_chain(storage, "s"))
+    fresh = task_of(shard(), Ledger.open(storage).state("s"))
     assert (fresh.source, fresh.start_offset, fresh.next_segment) == (None, 0, 0)
     commit(storage, fresh, 2, final=False)
-    task = task_of(shard(), read_chain(storage, "s"))
+    task = task_of(shard(), Ledger.open(storage).state("s"))
     assert task.source is not None
     assert (task.source.version, task.start_offset, task.next_segment) == ("v1", 20, 1)
-    assert len(task.seen) == 2
+    assert len(task.seen) == 2 * 8

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ShardError
-from pipeline.manifest import Receipt, read_chain
+from pipeline.ledger import Ledger, read_chain, task_of
 from pipeline.reader import Source
-from pipeline.schedule import task_of
+from pipeline.receipts import Receipt
 from pipeline.segments import SegmentWriter, ShardTask
 from pipeline.storage import Storage
 from tests.pipeline.fakes import segment_writer, shard, video, write_shard
@@ -29,7 +29,7 @@ def clip_ids(storage: Storage) -> list[str]:
     """Committed clips in the order of the shard, read with plain pyarrow."""
     return [
         clip_id
-        for one in read_chain(storage, "s").receipts
+        for one in read_chain(storage, "s")
         if one.part is not None
         for clip_id in pq.read_table(storage.path(f"parts/{one.part}"))["clip_id"].to_pylist()
     ]
@@ -122,7 +122,8 @@ def test_a_receipt_says_what_the_source_was_and_which_keys_it_covers(storage: St
 
 
 def quarantined(storage: Storage, segment: int = 0) -> dict[str, int]:
-    content = storage.read(f"quarantine/s-{segment:05d}.tar")
+    (name,) = (name for name in storage.entries("quarantine") if name[:7] == f"s-{segment:05d}")
+    content = storage.read(f"quarantine/{name}")
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         return {info.name: info.size for info in archive if info.name.endswith(".mp4")}
 
@@ -156,8 +157,8 @@ def test_the_next_attempt_continues_the_chain(storage: Storage) -> None:
     first = segment_writer(storage, max_clips=2)
     for number in range(3):
         first.add(video(number))
-    task = task_of(shard(), read_chain(storage, "s"))
-    assert (task.start_offset, task.next_segment, len(task.seen)) == (20, 1, 2)
+    task = task_of(shard(), Ledger.open(storage).state("s"))
+    assert (task.start_offset, task.next_segment, len(task.seen)) == (20, 1, 2 * 8)
     second = segment_writer(storage, task=task, max_clips=2)
     for number in range(2, 5):
         second.add(video(number))
@@ -185,9 +186,9 @@ def test_racing_attempts_commit_every_clip_once_wherever_they_cut(
     writers = [segment_writer(storage, max_clips=dice.randint(1, 6)) for _ in range(3)]
     run_interleaved(dice, writers, 11)
     assert clip_ids(storage) == ids(*range(11))
-    state = read_chain(storage, "s")
-    assert state.is_final
-    committed = {one.part for one in state.receipts if one.part}
+    receipts = read_chain(storage, "s")
+    assert receipts[-1].final
+    committed = {one.part for one in receipts if one.part}
     assert set(storage.entries("parts")) == committed, "losers deleted their parts"
 
 

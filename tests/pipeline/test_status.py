@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.manifest import commit, publish_manifest
+from pipeline.ledger import Ledger
+from pipeline.receipts import commit
 from pipeline.status import main
 from pipeline.storage import Storage
 from tests.pipeline.fakes import make_out, segment_writer, video, write_shard
@@ -141,9 +142,7 @@ def test_a_heartbeat_that_no_driver_wrote_is_one_line(storage: Storage, capsys: 
 
 
 def test_it_reads_the_manifest_and_what_came_after(storage: Storage, capsys: Printed) -> None:
-    from pipeline.manifest import load_receipts
-
-    publish_manifest(storage, load_receipts(storage))
+    Ledger.open(storage).publish(storage)
     write_shard(storage, "later", [video(0)])
     assert "shards 3 of 3 final" in status(storage, capsys)[1]
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from pipeline.errors import StorageError, StorageRefused
-from pipeline.manifest import commit
+from pipeline.receipts import commit
 from pipeline.storage import Storage
 from tests.pipeline.receipts import receipt
 

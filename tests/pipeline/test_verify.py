@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from pipeline.errors import StorageRefused
-from pipeline.manifest import Receipt, load_receipts, publish_manifest
+from pipeline.ledger import Ledger
 from pipeline.packing import pack_indices
+from pipeline.receipts import Receipt
 from pipeline.storage import Storage
 from pipeline.verify import ORPHAN_HOURS, main
 from pipeline.writer import write_part
 from tests.pipeline.fakes import indices_of, make_out, place_of_tokens, row, token_format
+from tests.pipeline.receipts import all_receipts
 
 
 @pytest.fixture
@@ -74,14 +76,14 @@ def test_a_sound_out_is_said_to_be_sound(storage: Storage, capsys: Printed) -> N
 
 
 def test_a_missing_part_is_named(storage: Storage, capsys: Printed) -> None:
-    part = load_receipts(storage)[0].part
+    part = all_receipts(storage)[0].part
     storage.delete(f"parts/{part}")
     (problem,) = problems(storage, capsys)
     assert f"{part} is missing" in problem
 
 
 def test_a_flipped_byte_in_a_page_is_found(storage: Storage, capsys: Printed) -> None:
-    part = str(load_receipts(storage)[0].part)
+    part = str(all_receipts(storage)[0].part)
     flip(storage, f"parts/{part}", place_of_tokens(storage, part))
     (problem,) = problems(storage, capsys)
     assert "shard0.00000.json" in problem
@@ -89,7 +91,7 @@ def test_a_flipped_byte_in_a_page_is_found(storage: Storage, capsys: Printed) ->
 
 
 def test_a_flipped_byte_anywhere_in_a_part_is_found(storage: Storage, capsys: Printed) -> None:
-    name = f"parts/{load_receipts(storage)[0].part}"
+    name = f"parts/{all_receipts(storage)[0].part}"
     content = storage.read(name)
     for at in range(0, len(content), 61):
         flip(storage, name, at)
@@ -99,7 +101,7 @@ def test_a_flipped_byte_anywhere_in_a_part_is_found(storage: Storage, capsys: Pr
 
 
 def test_a_flipped_byte_in_a_footer_is_found(storage: Storage, capsys: Printed) -> None:
-    name = f"parts/{load_receipts(storage)[0].part}"
+    name = f"parts/{all_receipts(storage)[0].part}"
     flip(storage, name, len(storage.read(name)) - 50)
     (problem,) = problems(storage, capsys)
     assert "its footer is not the one that was committed" in problem
@@ -110,7 +112,7 @@ def test_a_flipped_byte_in_a_receipt_is_found(
     storage: Storage, capsys: Printed, with_manifest: bool
 ) -> None:
     if with_manifest:
-        publish_manifest(storage, load_receipts(storage))
+        Ledger.open(storage).publish(storage)
     name = "receipts/shard0.00000.json"
     flip(storage, name, storage.read(name).index(b'"rows": 2') + 8)
     (problem,) = problems(storage, capsys)
@@ -124,12 +126,12 @@ def test_a_missing_receipt_breaks_the_chain(storage: Storage, capsys: Printed) -
 
 
 def test_a_wrong_number_of_rows_is_found(storage: Storage, capsys: Printed) -> None:
-    rewrite(storage, load_receipts(storage)[0], rows=3)
+    rewrite(storage, all_receipts(storage)[0], rows=3)
     assert any("2 rows, its receipt says 3" in problem for problem in problems(storage, capsys))
 
 
 def test_rows_without_a_part_are_found(storage: Storage, capsys: Printed) -> None:
-    last = load_receipts(storage)[2]
+    last = all_receipts(storage)[2]
     assert last.part is None
     rewrite(storage, last, rows=1)
     assert "1 rows without a part" in problems(storage, capsys)[0]
@@ -139,14 +141,14 @@ def test_a_clip_that_is_there_twice_is_found(
     storage: Storage, capsys: Printed, tmp_path: Path
 ) -> None:
     twice = [row(0, shard="shard0"), row(0, shard="shard0")]
-    replace_part(storage, load_receipts(storage)[0], twice, tmp_path)
+    replace_part(storage, all_receipts(storage)[0], twice, tmp_path)
     (problem,) = problems(storage, capsys)
     assert "clip shard0/video_0@8fps#0 is also in shard0.00000.json" in problem
 
 
 def test_a_clip_in_two_segments_is_found(storage: Storage, capsys: Printed, tmp_path: Path) -> None:
     rows = [row(0, shard="shard0"), row(5, shard="shard0")]
-    replace_part(storage, load_receipts(storage)[1], rows, tmp_path)
+    replace_part(storage, all_receipts(storage)[1], rows, tmp_path)
     (problem,) = problems(storage, capsys)
     assert "shard0.00001.json: clip shard0/video_0@8fps#0 is also in shard0.00000.json" in problem
 
@@ -172,19 +174,19 @@ def test_a_row_that_cannot_be_right_is_found(
     monkeypatch.setattr("tests.pipeline.test_verify.token_format", lambda: record)
     good = {"shard": "shard0", "tokens": pack_indices(indices_of(1) % 4096, "u16+u2")}
     rows = [row(0, **good), row(1, **good | changes)]
-    replace_part(storage, load_receipts(storage)[0], rows, tmp_path)
+    replace_part(storage, all_receipts(storage)[0], rows, tmp_path)
     (problem,) = problems(storage, capsys)
     assert words in problem
 
 
 def test_rows_of_a_quarantined_video_are_found(storage: Storage, capsys: Printed) -> None:
     bad = [{"key": "video_1", "reason": "crash", "message": ""}]
-    rewrite(storage, load_receipts(storage)[0], quarantined=bad)
+    rewrite(storage, all_receipts(storage)[0], quarantined=bad)
     assert "its video is quarantined" in problems(storage, capsys)[0]
 
 
 def test_a_segment_of_another_configuration_is_found(storage: Storage, capsys: Printed) -> None:
-    rewrite(storage, load_receipts(storage)[0], fingerprint="0" * 64)
+    rewrite(storage, all_receipts(storage)[0], fingerprint="0" * 64)
     assert "fingerprint 000000000000, OUT's is" in problems(storage, capsys)[0]
 
 
@@ -212,7 +214,7 @@ def leave_orphans(storage: Storage) -> dict[str, Path]:
         for path in (part, folder):
             os.utime(path, (then, then))
         made |= {name: part, f"{name} folder": folder}
-    committed = Path(storage.path(f"parts/{load_receipts(storage)[0].part}"))
+    committed = Path(storage.path(f"parts/{all_receipts(storage)[0].part}"))
     os.utime(committed, (0, 0))
     return made | {"committed": committed}
 
@@ -225,7 +227,7 @@ def test_orphans_are_counted_and_not_touched(storage: Storage, capsys: Printed) 
     made = leave_orphans(storage)
     code, out = verify(storage, capsys)
     assert code == 0, "an orphan is no problem"
-    assert "2 parts and" in out
+    assert "2 parts, 0 quarantine tars and" in out
     assert left(made) == set(made)
 
 
@@ -233,7 +235,7 @@ def test_clean_removes_old_orphans_only(storage: Storage, capsys: Printed) -> No
     made = leave_orphans(storage)
     code, out = verify(storage, capsys, "--clean")
     assert code == 0
-    assert "removed 1 parts and 1 folders older than 24 h" in out
+    assert "removed 1 files and 1 unfinished ones older than 24 h" in out
     assert left(made) == {"young", "young folder", "committed"}
     assert problems(storage, capsys) == []
 

@@ -14,13 +14,15 @@ import pytest
 
 from pipeline.encode import EncoderSpec
 from pipeline.errors import RunError, ShardError, WorkerLost
-from pipeline.manifest import Receipt
+from pipeline.numerics import check_numerics
 from pipeline.reader import Source
-from pipeline.records import VideoLimits
+from pipeline.receipts import Receipt
+from pipeline.records import CanaryMode, VideoLimits
 from pipeline.segments import CommitRules, ShardTask
 from pipeline.shards import Shard
 from pipeline.storage import Storage
-from pipeline.worker import Worker, WorkerSpec, check_numerics
+from pipeline.worker import Worker
+from pipeline.worker_spec import WorkerSpec
 from tests.pipeline.fakes import FakeEncoder, token_format
 from tests.pipeline.media import SIZE, encode, plan_of
 from tests.pipeline.tars import RULES, Member, tar_bytes, tar_shard
@@ -58,6 +60,7 @@ def spec(out: Path, **changes: Any) -> WorkerSpec:
         "output_options": {},
         "input_options": {},
         "strict_numerics": False,
+        "canary": CanaryMode.off,
     }
     return WorkerSpec(**fields | changes)
 
@@ -199,7 +202,7 @@ def test_counters_say_what_was_done(tmp_path: Path, start: Run) -> None:
     worker = start()
     shard = shard_of(tmp_path, VIDEO, SHORT, b"no video")
     worker.run_shard(task(shard))
-    counted = worker.snapshot()
+    counted = worker.report().counters
     assert (counted["videos"], counted["clips"], counted["quarantined"]) == (3, 2, 1)
     assert (counted["filtered"], counted["segments"]) == (1, 1)
     assert counted["decode_cpu_seconds"] > 0

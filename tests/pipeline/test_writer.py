@@ -16,8 +16,8 @@ import pytest
 
 from pipeline import writer
 from pipeline.errors import RunError, ShardError
-from pipeline.manifest import Receipt
 from pipeline.parts import check_part, open_part, read_row_group
+from pipeline.receipts import Receipt
 from pipeline.schema import read_token_format
 from pipeline.storage import Storage
 from pipeline.writer import PartDigest, QuarantinedVideo, digest_part, quarantine_tar, write_part

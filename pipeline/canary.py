@@ -1,0 +1,170 @@
+"""The canary: one real clip that every worker encodes now and then, to notice arithmetic that lies.
+
+A GPU may compute wrongly without any error. At its start a worker's tokens of the canary are
+compared with the run's reference, which the first worker of an OUT computes in fp32 on its CPU.
+Afterwards they must be bit-equal to the worker's own first ones: before every commit the canary is
+encoded again, behind the last clip of the segment, so that a segment becomes visible only between
+two canaries that were right. A worker that fails is expelled, and what it has done since its last
+good canary was never committed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.encode import ClipEncoder, Encoder, EncoderSpec
+from pipeline.errors import RunError, WorkerExpelled
+from pipeline.fingerprint import digest_of
+from pipeline.records import CanaryMode
+from pipeline.storage import Storage
+
+REFERENCE = "canary.json"
+SIDE = 64
+"""Pixels of the canary where its size is free: any tokenizer takes it, any machine is quick."""
+INDEX_BOUNDS = {"fp32": 0.05, "tf32": 0.15, "bf16": 0.35}
+"""Precision -> largest share of FSQ indices that may differ from the reference.
+Measured with random weights: fp32 0, tf32 (emulated) 0.01, bf16 0.13 at most; of a device that
+lies nearly all indices differ."""
+LATENT_BOUNDS = {"fp32": 1e-3, "tf32": 2e-2, "bf16": 1e-1}
+"""Precision -> largest root mean square error of latents, relative to theirs."""
+
+Tokens = list[npt.NDArray[Any]]
+
+
+class Canary:
+    """One worker's checks of its own encoder."""
+
+    def __init__(self, encoder: Encoder, spec: EncoderSpec, *, mode: CanaryMode) -> None:
+        self._encoder, self._spec, self._mode = encoder, spec, mode
+        self._first: Tokens = []
+        self._frames = np.empty(0, np.uint8)
+
+    def start(self, storage: Storage) -> None:
+        """Compare with the run's reference, and keep what later checks must give.
+
+        Raises:
+            WorkerExpelled: this device computes something else than the reference.
+        """
+        if self._mode is CanaryMode.off:
+            return
+        spec = self._spec
+        small = canary_frames(spec.batch_clips, spec.clip_frames, SIDE, SIDE)
+        found = self._encoder.encode(small, spec.batch_clips)
+        check_reference(storage, spec, found, self._reference)
+        # On a GPU the shape of the run itself: then the kernels are those that make the tokens.
+        self._frames = small
+        if spec.device != "cpu":
+            self._frames = canary_frames(spec.batch_clips, spec.clip_frames, *spec.buckets[0])
+        self._first = self._encoder.encode(self._frames, spec.batch_clips)
+
+    def check(self) -> None:
+        """Encode the canary once more.
+
+        Raises:
+            WorkerExpelled: its tokens are not those of the start.
+        """
+        found = self._encoder.encode(self._frames, self._spec.batch_clips)
+        share = max(map(disagreement, self._first, found))
+        if not all(map(np.array_equal, self._first, found)):
+            raise WorkerExpelled(
+                self._encoder.numerics["device"],
+                f"the canary clip does not give the tokens that it gave at the start (they differ "
+                f"by {share:.2%}): this device computes wrongly",
+            )
+
+    def _reference(self) -> npt.NDArray[Any]:
+        """Tokens of one canary clip in fp32, on the CPU of this machine."""
+        spec = replace(self._spec, device="cpu", precision="fp32", batch_clips=1)
+        encoder = self._encoder
+        if (self._spec.device, self._spec.precision) != ("cpu", "fp32"):
+            encoder = ClipEncoder(spec)
+        clip = canary_frames(1, spec.clip_frames, SIDE, SIDE)
+        return encoder.encode(clip, 1)[0]
+
+
+def canary_frames(
+    num_clips: int, num_frames: int, height: int, width: int
+) -> npt.NDArray[np.uint8]:
+    """The shipped clip, repeated to any shape: uint8 ``[B, T, H, W, 3]``, all rows the same."""
+    with (files("pipeline") / "canary.npy").open("rb") as file:
+        clip: npt.NDArray[np.uint8] = np.load(file, allow_pickle=False)
+    repeats = [
+        -(-wanted // had)
+        for wanted, had in zip((num_frames, height, width), clip.shape, strict=False)
+    ]
+    tiled = np.tile(clip, (*repeats, 1))[:num_frames, :height, :width]
+    return np.repeat(tiled[None], num_clips, axis=0)
+
+
+def disagreement(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
+    """Share of indices that differ; of latents the root mean square error, relative to theirs."""
+    if expected.shape != found.shape:
+        return 1.0
+    if np.issubdtype(expected.dtype, np.integer):
+        return float((expected != found).mean())
+    scale = float(np.sqrt(np.square(expected, dtype=np.float64).mean())) or 1.0
+    error = np.sqrt(np.square(expected.astype(np.float64) - found).mean())
+    return float(error) / scale if np.isfinite(error) else 1.0
+
+
+def check_reference(
+    storage: Storage,
+    spec: EncoderSpec,
+    found: Sequence[npt.NDArray[Any]],
+    make: Any,
+) -> None:
+    """Compare a worker's first canary with the run's reference, which the first worker makes.
+
+    Args:
+        storage: OUT.
+        spec: precision and kind of tokens.
+        found: tokens of each row of the batch.
+        make: computes the reference, ``() -> tokens of one clip``; called where there is none yet.
+
+    Raises:
+        WorkerExpelled: beyond the bound.
+        RunError: the reference cannot be read.
+    """
+    expected = _read_reference(storage)
+    if expected is None:
+        made = make()
+        fields = {
+            "shape": list(made.shape),
+            "dtype": made.dtype.name,
+            "tokens": made.ravel().tolist(),
+        }
+        record = fields | {"digest": digest_of(fields)}
+        storage.put_if_absent(REFERENCE, json.dumps(record).encode())
+        expected = _read_reference(storage)
+    assert expected is not None
+    is_index = np.issubdtype(expected.dtype, np.integer)
+    bound = (INDEX_BOUNDS if is_index else LATENT_BOUNDS)[spec.precision]
+    worst = max(disagreement(expected, row) for row in found)
+    if worst > bound:
+        raise WorkerExpelled(
+            "canary",
+            f"the tokens of the canary clip differ by {worst:.2%} from the run's reference "
+            f"({storage}/{REFERENCE}), {bound:.2%} are allowed in {spec.precision}: this device "
+            "computes wrongly",
+        )
+
+
+def _read_reference(storage: Storage) -> npt.NDArray[Any] | None:
+    try:
+        record = json.loads(storage.read(REFERENCE))
+        digest = record.pop("digest")
+        if digest != digest_of(record):
+            raise ValueError("its digest does not match its content")
+        tokens = np.array(record["tokens"], dtype=record["dtype"])
+        return tokens.reshape(record["shape"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RunError(f"{storage}/{REFERENCE} cannot be trusted: {error}") from error

@@ -1,0 +1,310 @@
+"""Receipts: the commit itself.
+
+A receipt is a small JSON file, created only if absent: it makes one segment's part visible and
+says which bytes of the source it covers. Receipts of a shard form a chain: each begins where the
+one before ended. A receipt is never changed; a retry adds a *generation*
+(``<shard>.<segment>.r1.json``) that only adds rows. Nothing is trusted when read: a receipt with a
+wrong digest, or with values that no run writes, is an error that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from pipeline.errors import RunError
+from pipeline.fingerprint import digest_of
+from pipeline.listing import Entry
+from pipeline.schema import FORMAT_VERSION
+from pipeline.storage import Storage
+
+MAX_RECEIPT_BYTES = 64 << 20
+"""A larger file is no receipt: one of 100,000 videos, all quarantined, has 30 MB."""
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,250}")
+"""Names of shards and parts: no separator, nothing that leads out of a folder."""
+
+_RECEIPT_NAME = re.compile(
+    r"(?P<shard>[A-Za-z0-9_][A-Za-z0-9_.-]*)\.(?P<segment>\d{5,9})(?:\.r(?P<generation>[1-9]\d{0,5}))?\.json"
+)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_KEY_DIGESTS = re.compile(r"(?:[0-9a-f]{16})*")
+_READ_AT_ONCE = 512
+
+
+class ReceiptName(NamedTuple):
+    """What a receipt's file name says; sorted by shard, then in the order of its chain."""
+
+    shard: str
+    segment: int
+    generation: int
+
+    def __str__(self) -> str:
+        return receipt_name(*self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What commits one segment, or a later generation of it."""
+
+    shard: str
+    """Name of the shard."""
+    segment: int
+    """Position in the shard's chain, from 0."""
+    generation: int = 0
+    """0: of the first pass; n: rows that the n-th retry added."""
+    attempt: str
+    """Random id of the attempt that won."""
+    fingerprint: str
+    """Of the run's configuration."""
+    part: str | None
+    """File name in ``parts/``; None when the segment gave no clip."""
+    rows: int
+    """Clips in the part."""
+    part_bytes: int
+    """Its size."""
+    part_sha256: str | None
+    """Of the whole file."""
+    footer_sha256: str | None
+    """Of its footer."""
+    source_url: str
+    """The tar or folder."""
+    source_bytes: int
+    """Its size when it was read."""
+    source_version: str
+    """Its ETag or modification time then."""
+    start_offset: int
+    """First byte of the source (first member of a bucket) that the segment covers."""
+    end_offset: int
+    """First one that it does not."""
+    final: bool
+    """Whether the shard ends here."""
+    complete: bool
+    """False: the source is cut and what follows is lost."""
+    cut_reason: str | None
+    """Where and how it is cut."""
+    videos: int
+    """Videos covered; of a retry of quarantined videos: those that were tried again."""
+    filtered: dict[str, int]
+    """Reason -> healthy videos (per target rate) that gave no clip."""
+    quarantined: list[dict[str, str]]
+    """key, reason, message of each video that could not be tokenised; of a retry: that still
+    cannot, and replaces the list of the generation before."""
+    key_digests: str
+    """``reader.key_digest`` of every key covered, as hex, to find duplicates after a resume."""
+    numerics: dict[str, Any]
+    """The numeric environment."""
+    timings: dict[str, float]
+    """Seconds spent, by step."""
+    host: str
+    """Machine that wrote it."""
+    created_seconds: float
+    """When, as seconds since 1970."""
+    format_version: int = FORMAT_VERSION
+    """Of this record."""
+
+    @property
+    def name(self) -> str:
+        """File name in ``receipts/``."""
+        return receipt_name(self.shard, self.segment, self.generation)
+
+    def to_bytes(self) -> bytes:
+        """JSON with the record's own digest."""
+        fields = asdict(self)
+        return json.dumps(fields | {"digest": digest_of(fields)}, indent=1).encode()
+
+    @classmethod
+    def from_bytes(cls, name: str, content: bytes) -> Receipt:
+        """Read a receipt.
+
+        Raises:
+            RunError: broken, changed, too large, of another version, under another's name, or
+                with values that no run writes.
+        """
+        try:
+            if len(content) > MAX_RECEIPT_BYTES:
+                raise ValueError(f"more than {MAX_RECEIPT_BYTES:,} bytes")
+            fields = json.loads(content)
+            digest = fields.pop("digest")
+            version = fields.get("format_version")
+            if version != FORMAT_VERSION:
+                raise ValueError(f"format version {version!r}, this code reads {FORMAT_VERSION}")
+            if digest != digest_of(fields):
+                raise ValueError("its digest does not match its content")
+            receipt = cls(**fields)
+            _check_receipt(receipt)
+            if receipt.name != name:
+                raise ValueError(f"it belongs to {receipt.name}")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise RunError(f"receipt {name} cannot be trusted: {error}") from error
+        return receipt
+
+
+def check_values(record: Any) -> None:
+    """What names files, is counted or sought must be what runs write.
+
+    Args:
+        record: a ``Receipt``, or a ``manifest.Line``.
+
+    Raises:
+        ValueError: a name that leads out of its folder, or a value that cannot be.
+    """
+    for name, (is_right, wanted) in _CHECKS.items():
+        value = getattr(record, name)
+        if not is_right(value):
+            raise ValueError(f"{name} must be {wanted}, got {value!r:.80}")
+    if record.end_offset < record.start_offset:
+        raise ValueError(f"start_offset {record.start_offset} is behind {record.end_offset}")
+
+
+def _check_receipt(receipt: Receipt) -> None:
+    check_values(receipt)
+    for name in ("fingerprint", "attempt", "host"):
+        if not isinstance(getattr(receipt, name), str):
+            raise ValueError(f"{name} must be text")
+    if not isinstance(receipt.numerics, dict):
+        raise ValueError("numerics must be an object")
+    videos = receipt.quarantined
+    if not isinstance(videos, list) or not all(_is_video(video) for video in videos):
+        raise ValueError("quarantined must be a list of key, reason and message")
+    digests = receipt.key_digests
+    if not isinstance(digests, str) or not _KEY_DIGESTS.fullmatch(digests):
+        raise ValueError("key_digests must be 16 hex digits for each key")
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and SAFE_NAME.fullmatch(value) is not None
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _is_digest(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and _SHA256.fullmatch(value) is not None)
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(reason, str) and _is_number(number) for reason, number in value.items()
+    )
+
+
+def _is_video(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"key", "reason", "message"}
+        and all(isinstance(text, str) for text in value.values())
+    )
+
+
+_Check = tuple[Callable[[Any], bool], str]
+_NAME: _Check = (_is_name, "a name that a run gives")
+_NUMBER: _Check = (_is_number, "a whole number from 0 on")
+_TRUTH: _Check = (lambda value: type(value) is bool, "true or false")
+_DIGEST: _Check = (_is_digest, "a SHA-256 in hex, or null")
+_TEXT: _Check = (lambda value: isinstance(value, str), "text")
+_CHECKS: Mapping[str, _Check] = {
+    "shard": _NAME,
+    "part": (lambda value: value is None or _is_name(value), "a name that a run gives, or null"),
+    **dict.fromkeys(("segment", "generation", "rows", "part_bytes", "videos"), _NUMBER),
+    **dict.fromkeys(("source_bytes", "start_offset", "end_offset"), _NUMBER),
+    **dict.fromkeys(("final", "complete"), _TRUTH),
+    **dict.fromkeys(("part_sha256", "footer_sha256"), _DIGEST),
+    **dict.fromkeys(("source_url", "source_version"), _TEXT),
+    "cut_reason": (lambda value: value is None or isinstance(value, str), "text, or null"),
+    "filtered": (_are_counts, "numbers by reason"),
+    "created_seconds": (lambda value: type(value) in (int, float), "seconds"),
+}
+
+
+def receipt_name(shard: str, segment: int, generation: int = 0) -> str:
+    """File name of a receipt.
+
+    >>> receipt_name("00017-1b3b", 4), receipt_name("00017-1b3b", 4, 1)
+    ('00017-1b3b.00004.json', '00017-1b3b.00004.r1.json')
+    """
+    retry = f".r{generation}" if generation else ""
+    return f"{shard}.{segment:05d}{retry}.json"
+
+
+def parse_name(name: str) -> ReceiptName | None:
+    """The inverse; None for a file that is no receipt.
+
+    >>> parse_name("00017-1b3b.00004.r1.json")
+    ReceiptName(shard='00017-1b3b', segment=4, generation=1)
+    """
+    match = _RECEIPT_NAME.fullmatch(name)
+    if match is None:
+        return None
+    return ReceiptName(match["shard"], int(match["segment"]), int(match["generation"] or 0))
+
+
+def part_name(shard: str, segment: int, attempt: str) -> str:
+    """File name of a part."""
+    return f"{shard}-{segment:05d}-{attempt}.parquet"
+
+
+def quarantine_name(shard: str, segment: int, attempt: str) -> str:
+    """File name of the tar of a segment's quarantined originals."""
+    return f"{shard}-{segment:05d}-{attempt}.tar"
+
+
+def new_attempt() -> str:
+    """A random 128-bit id."""
+    return uuid.uuid4().hex
+
+
+def commit(storage: Storage, receipt: Receipt) -> Receipt:
+    """Create the receipt; returns the one that holds: this, or that of an attempt that was faster.
+
+    Raises:
+        StorageError: no clear answer; the attempt must be repeated.
+    """
+    place = f"receipts/{receipt.name}"
+    if storage.put_if_absent(place, receipt.to_bytes()):
+        return receipt
+    # Also after a lost answer: whose attempt the receipt names tells who won.
+    return Receipt.from_bytes(receipt.name, storage.read(place))
+
+
+def list_receipts(storage: Storage) -> list[ReceiptName]:
+    """Names of all receipts, in the order of shards and chains: one request per 1,000 on S3.
+
+    Raises:
+        RunError: a file there is too large for a receipt.
+    """
+    found = []
+    for file, entry in storage.entries("receipts").items():
+        name = parse_name(file)
+        if name is not None:
+            _check_size(file, entry)
+            found.append(name)
+    return sorted(found)
+
+
+def read_receipts(storage: Storage, names: Sequence[ReceiptName]) -> Iterator[Receipt]:
+    """The receipts of these names, a few hundred at a time; one that is gone is left out.
+
+    Raises:
+        RunError: one that cannot be trusted.
+    """
+    for at in range(0, len(names), _READ_AT_ONCE):
+        files = [str(name) for name in names[at : at + _READ_AT_ONCE]]
+        contents: Mapping[str, bytes] = storage.read_many([f"receipts/{file}" for file in files])
+        for file in files:
+            content = contents.get(f"receipts/{file}")
+            if content is not None:
+                yield Receipt.from_bytes(file, content)
+
+
+def _check_size(file: str, entry: Entry) -> None:
+    if entry.size_bytes > MAX_RECEIPT_BYTES:
+        raise RunError(
+            f"receipt {file} cannot be trusted: {entry.size_bytes:,} bytes, more than "
+            f"{MAX_RECEIPT_BYTES:,}"
+        )

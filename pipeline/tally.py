@@ -1,0 +1,58 @@
+"""How a run stands: what the progress line, the heartbeat and the summary show."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Tally:
+    """Numbers of one run, kept up to date by the scheduler."""
+
+    num_shards: int = 0
+    done_shards: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    """Shards given up in this run, and why."""
+    retries: int = 0
+    handed_back: int = 0
+    """Attempts that ended early on request: a node was drained, or an idle worker took over."""
+    copies: int = 0
+    """Shards that were given to a second worker because the first one took long."""
+    expelled: dict[str, str] = field(default_factory=dict)
+    """Workers that may not go on, and why."""
+    in_flight: int = 0
+    num_workers: int = 0
+    """Workers that take attempts now."""
+    most_workers: int = 0
+    """The largest number of them so far."""
+    to_cover: int = 0
+    """Bytes of tars, or members of buckets, that were left when the run began."""
+    before: dict[str, float] = field(default_factory=dict)
+    """Videos, clips and so on that were committed when the run began."""
+    counters: dict[str, float] = field(default_factory=dict)
+    """What the workers have done since."""
+    began: float = field(default_factory=time.monotonic)
+    """When, by this process's monotonic clock."""
+    began_at_seconds: float = field(default_factory=time.time)
+    """The same as seconds since 1970; the command's own start where it is known."""
+    is_interrupted: bool = False
+    """It was asked to stop before everything was done."""
+
+    def record(self) -> dict[str, Any]:
+        """For the heartbeat: plain values."""
+        return {
+            "num_shards": self.num_shards,
+            "done_shards": self.done_shards,
+            "failed_shards": self.failed,
+            "in_flight": self.in_flight,
+            "retries": self.retries,
+            "handed_back": self.handed_back,
+            "copies": self.copies,
+            "expelled": self.expelled,
+            "num_workers": self.num_workers,
+            "before": self.before,
+            "counters": self.counters,
+            "elapsed_seconds": time.monotonic() - self.began,
+        }

@@ -1,0 +1,33 @@
+"""All that a worker is told at its start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.encode import EncoderSpec
+from pipeline.reader import ReadRules
+from pipeline.records import CanaryMode, ClipPlan, VideoLimits
+from pipeline.segments import CommitRules
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSpec:
+    """All that a worker needs to know; picklable."""
+
+    encoder: EncoderSpec
+    plan: ClipPlan
+    limits: VideoLimits
+    read_rules: ReadRules
+    read_ahead_bytes: int
+    range_bytes: int
+    decoders: int
+    commit_rules: CommitRules
+    output_root: str
+    output_options: Mapping[str, Any]
+    input_options: Mapping[str, Any]
+    strict_numerics: bool
+    """Refuse to write tokens of another numeric environment into OUT."""
+    canary: CanaryMode = CanaryMode.commit
+    """When the encoder's arithmetic is checked."""

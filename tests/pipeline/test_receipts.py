@@ -1,0 +1,174 @@
+"""Receipts: what commits a segment, and what is no receipt."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import RunError
+from pipeline.fingerprint import digest_of
+from pipeline.receipts import (
+    MAX_RECEIPT_BYTES,
+    Receipt,
+    ReceiptName,
+    commit,
+    list_receipts,
+    parse_name,
+    part_name,
+    receipt_name,
+)
+from pipeline.storage import Storage
+from tests.pipeline.receipts import all_receipts, receipt
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path / "out"))
+
+
+def test_a_receipt_comes_back_as_it_was() -> None:
+    one = receipt(
+        part="p",
+        rows=3,
+        filtered={"too_short": 2},
+        quarantined=[{"key": "ü", "reason": "decode", "message": "\udcff"}],
+        numerics={"batch": [1, 17, 64, 64], "device": "x"},
+        cut_reason="byte 7: cut",
+        complete=False,
+    )
+    assert Receipt.from_bytes(one.name, one.to_bytes()) == one
+
+
+def test_names_of_receipts_and_parts() -> None:
+    assert receipt_name("00017-ab", 4) == "00017-ab.00004.json"
+    assert part_name("00017-ab", 4, "f" * 32) == f"00017-ab-00004-{'f' * 32}.parquet"
+    assert receipt(7).name == "s.00007.json"
+    assert receipt(7, generation=2).name == "s.00007.r2.json"
+
+
+@pytest.mark.parametrize("name", [("s", 0, 0), ("a-b_c-01of16", 99_999, 1), ("s", 1_234_567, 12)])
+def test_names_are_read_back(name: tuple[str, int, int]) -> None:
+    assert parse_name(receipt_name(*name)) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("README.txt", "s.0.json", "s.00000.r0.json", "s.00000.json.bak", ".00000.json"),
+        *("s.00000.r.json", "../s.00000.json", "a/s.00000.json", "s\n.00000.json"),
+    ],
+)
+def test_other_files_are_no_receipts(name: str) -> None:
+    assert parse_name(name) is None
+
+
+def test_receipts_are_listed_in_the_order_of_their_chains(storage: Storage) -> None:
+    names = [("s", 9, 0), ("s", 9, 1), ("s", 9, 11), ("s", 100_000, 0), ("s-t", 0, 0)]
+    for name in reversed(names):
+        storage.put(f"receipts/{receipt_name(*name)}", b"")
+    storage.put("receipts/README.txt", b"no receipt")
+    assert list_receipts(storage) == [ReceiptName(*name) for name in names]
+
+
+@pytest.mark.parametrize("field", ["rows", "end_offset", "part", "final", "created_seconds"])
+def test_a_changed_field_is_found(field: str) -> None:
+    fields = json.loads(receipt().to_bytes()) | {field: 77}
+    with pytest.raises(RunError, match=r"receipt s\.00000\.json cannot be trusted: its digest"):
+        Receipt.from_bytes("s.00000.json", json.dumps(fields).encode())
+
+
+def test_any_flipped_byte_of_a_receipt_is_found_or_means_the_same() -> None:
+    one = receipt(quarantined=[{"key": "a", "reason": "decode", "message": "b"}])
+    content, dice = one.to_bytes(), random.Random(0)
+    for _ in range(500):
+        flipped = bytearray(content)
+        flipped[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+        try:
+            back = Receipt.from_bytes(one.name, bytes(flipped))
+        except RunError:
+            continue
+        assert back == one
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"7", b'{"digest": 1}', b"[" * 100_000])
+def test_what_is_no_receipt_is_an_error_that_names_it(content: bytes) -> None:
+    with pytest.raises(RunError, match=r"receipt s\.00000\.json cannot be trusted"):
+        Receipt.from_bytes("s.00000.json", content)
+
+
+def test_a_receipt_under_anothers_name_is_refused() -> None:
+    with pytest.raises(RunError, match=r"it belongs to s\.00000\.json"):
+        Receipt.from_bytes("s.00001.json", receipt(0).to_bytes())
+
+
+def test_a_receipt_of_another_version_is_refused() -> None:
+    with pytest.raises(RunError, match="format version 9, this code reads 1"):
+        Receipt.from_bytes("s.00000.json", receipt(format_version=9).to_bytes())
+
+
+HOSTILE = {
+    "part": ["../../etc/passwd", "/etc/passwd", "a/b.parquet", ".hidden", "", "x" * 300, 7, "a\nb"],
+    "shard": ["../s", "a/b", "", None, 7],
+    "rows": [-1, 1.5, True, "1", None],
+    "segment": [-1, "0", None],
+    "generation": [-1, 0.5],
+    "part_bytes": [-1, None],
+    "source_bytes": [-5, "9"],
+    "videos": [-1, {}],
+    "start_offset": [-1, 11, None],
+    "end_offset": ["x", 2.0],
+    "final": [1, None, "true"],
+    "complete": [0],
+    "part_sha256": ["", "zz" * 32, "ab", 7],
+    "footer_sha256": ["g" * 64],
+    "fingerprint": [None, 7],
+    "source_version": [None, 1],
+    "filtered": [[], {"too_short": "1"}, {"too_short": -1}],
+    "quarantined": [{}, [7], [{"key": "a"}], [{"key": 1, "reason": "x", "message": ""}]],
+    "key_digests": ["0", "xy" * 8, "ab", None],
+    "cut_reason": [7],
+    "numerics": [[], None],
+    "created_seconds": ["now", None],
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in HOSTILE.items() for value in values]
+)
+def test_values_that_no_run_writes_are_refused(field: str, value: object) -> None:
+    content = receipt(**{field: value}).to_bytes()
+    with pytest.raises(RunError, match=r"receipt s\.00000\.json cannot be trusted: .*" + field):
+        Receipt.from_bytes("s.00000.json", content)
+
+
+def test_a_field_that_is_missing_or_unknown_is_refused() -> None:
+    for change in ({"extra": 1}, {"rows": ...}):
+        fields = json.loads(receipt().to_bytes()) | change
+        del fields["digest"]
+        fields = {name: value for name, value in fields.items() if value is not ...}
+        content = json.dumps(fields | {"digest": digest_of(fields)}).encode()
+        with pytest.raises(RunError, match="cannot be trusted"):
+            Receipt.from_bytes("s.00000.json", content)
+
+
+def test_a_giant_receipt_is_refused_before_it_is_read(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.put("receipts/s.00000.json", b"")
+    with open(storage.path("receipts/s.00000.json"), "r+b") as file:  # noqa: PTH123
+        file.truncate(MAX_RECEIPT_BYTES + 1)  # sparse
+    monkeypatch.setattr(storage, "read_many", None)
+    with pytest.raises(RunError, match=r"s\.00000\.json cannot be trusted: 67,108,865 bytes"):
+        all_receipts(storage)
+    with pytest.raises(RunError, match="more than 67,108,864 bytes"):
+        Receipt.from_bytes("s.00000.json", bytes(MAX_RECEIPT_BYTES + 1))
+
+
+def test_the_second_commit_of_a_segment_gives_the_first_receipt(storage: Storage) -> None:
+    first, second = receipt(), receipt()
+    assert commit(storage, first) == first
+    assert commit(storage, second) == first
+    assert commit(storage, first) == first, "as after a lost answer"
