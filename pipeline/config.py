@@ -235,7 +235,9 @@ class LimitsConfig:
     child_memory_bytes: int = 4 << 30
     """Memory of one decoder child beyond what it has at its start."""
     read_ahead_bytes: int = 256 << 20
-    """Encoded video held by one worker ahead of its decoders."""
+    """Held by one worker ahead of its decoders: half in ranges of tars, half as encoded videos."""
+    range_bytes: int = 32 << 20
+    """Asked for by one request to an object store; several are on their way at once."""
     max_bad_fraction: float = 0.5
     """The run stops when more than this share of the videos so far was quarantined..."""
     min_videos: int = 100

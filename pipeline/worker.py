@@ -36,6 +36,7 @@ from pipeline.errors import (
 )
 from pipeline.intake import ByteBudget, ShardReading
 from pipeline.numerics import check_numerics
+from pipeline.ranges import RangeBuffers
 from pipeline.reader import source_of
 from pipeline.receipts import Receipt
 from pipeline.records import CanaryMode, SamplingMode
@@ -79,7 +80,8 @@ class Worker:
         )
         self._batches: queue.Queue[Any] = queue.Queue(maxsize=1)
         """What the encoder thread does next: batches, and wishes for a canary."""
-        self._budget = ByteBudget(spec.read_ahead_bytes, MAX_OPEN_VIDEOS)
+        self._budget = ByteBudget(spec.read_ahead_bytes // 2, MAX_OPEN_VIDEOS)
+        self._buffers = RangeBuffers(spec.read_ahead_bytes // 2, spec.range_bytes)
         self._tickets = itertools.count()
         self._decoding: dict[int, OpenVideo] = {}
         self._readings: dict[str, ShardReading] = {}
@@ -128,7 +130,9 @@ class Worker:
         )
         reading = ShardReading(
             task,
+            source=source,
             rules=self._spec.read_rules,
+            buffers=self._buffers,
             options=self._spec.input_options,
             submit=self._submit,
             on_end=self._reader_ended,
