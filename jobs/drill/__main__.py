@@ -38,9 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         problems = drill(options.minutes, options.seed, folder, timeline)
     except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
         print("interrupted; everything that was started has been ended", file=sys.stderr)
         return 130
-    finally:
+    except BaseException:
+        print(f"logs: {folder}", file=sys.stderr)
+        raise
+    if problems:
+        print(f"logs: {folder}")
+    else:
         shutil.rmtree(folder, ignore_errors=True)
     return conclude(options, timeline, problems)
 

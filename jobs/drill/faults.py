@@ -116,7 +116,8 @@ class Injector:
         return f"pid {victim.pid}, {STOPPED_SECONDS:g} s"
 
     def _lie(self) -> str | None:
-        if self._victim(processes.WORKER) is None:
+        # on CPUs the first worker of an OUT gives the reference that lies are measured by
+        if not self._run.num_receipts_now() or self._victim(processes.WORKER) is None:
             return None
         self._cluster.liar_file.touch()
         return "the next worker that encodes"

@@ -94,6 +94,10 @@ class Run:
         """Committed segments of all rounds."""
         return sum(len(self._store.names(f"{out}/receipts/")) for out in self.outs)
 
+    def num_receipts_now(self) -> int:
+        """Committed segments of the present round."""
+        return len(self._store.names(f"{self.outs[-1]}/receipts/"))
+
     def finish(self) -> None:
         """Wait for the last round.
 

@@ -18,7 +18,7 @@ from pipeline.demo import demo_videos
 
 SHARDS, CLEAN = "shards", "clean"
 VIDEOS_PER_SHARD = 8
-SHARDS_PER_MINUTE = 4
+SHARDS_PER_MINUTE, MIN_SHARDS = 5, 10
 HOSTILE = ("empty", "noise", "half", "torn_header")
 """Kinds of videos that cannot be tokenised, made of real ones."""
 
@@ -66,7 +66,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def upload(store: Store, *, minutes: float, seed: int) -> int:
     """Write the shards; returns how many."""
-    num_shards = max(6, round(SHARDS_PER_MINUTE * minutes))
+    num_shards = max(MIN_SHARDS, round(SHARDS_PER_MINUTE * minutes))
     for number in range(num_shards):
         key = f"{SHARDS}/{number:05d}.tar"
         store.client.put_object(Bucket=BUCKET, Key=key, Body=shard(number, seed))

@@ -47,9 +47,10 @@ class _Finder:
             load(module)
             corrupt(module.ClipEncoder, Path(os.environ["DRILL_LIAR_FILE"]))
 
-        spec.loader.exec_module = exec_module
+        loader: Any = spec.loader
+        loader.exec_module = exec_module
         return spec
 
 
 if "DRILL_LIAR_FILE" in os.environ:
-    sys.meta_path.insert(0, _Finder())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _Finder())
