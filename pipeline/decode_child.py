@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import math
 import mmap
 import os
@@ -56,6 +57,8 @@ Decode = Callable[
     Iterator[Clip | DecodeSummary],
 ]
 
+_MAYBE_MEMORY = ("not_a_video", "no_video_stream", "no_frames", "decode_error")
+"""Reasons behind which FFmpeg hides that it was refused memory."""
 _PR_SET_PDEATHSIG = 1
 _HEADER_BYTES = mmap.PAGESIZE
 
@@ -134,6 +137,7 @@ class _Child:
         self._slot: int | None = None
 
     def serve(self) -> None:
+        gc.freeze()  # what was imported stays: collecting is then a matter of microseconds
         send(self._connection, {"kind": "ready"})
         while True:
             message = receive(self._connection)
@@ -148,9 +152,12 @@ class _Child:
             return summary_message(self._decode_video(message["num_bytes"]))
         except VideoError as error:
             reason, text = error.reason, error.message
+            if reason in _MAYBE_MEMORY and is_memory_short(message["memory_bytes"]):
+                reason = "memory"
         except MemoryError:
             reason, text = "memory", f"needs more than {message['memory_bytes']} bytes"
         finally:
+            gc.collect()  # containers hold themselves: else the next video would pay for this one
             limit_memory(None)
         if self._slot is not None:  # taken for a clip that was never finished
             self._free.append(self._slot)
@@ -200,6 +207,14 @@ def limit_memory(num_bytes: int | None) -> None:
         if hard != resource.RLIM_INFINITY:
             soft = min(soft, hard)
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def is_memory_short(num_bytes: int) -> bool:
+    """Whether this process came within a quarter of so many bytes of its limit."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmPeak:"))
+    return peak > soft - num_bytes // 4
 
 
 def _die_with_parent(parent_pid: int) -> None:

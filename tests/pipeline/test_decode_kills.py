@@ -78,14 +78,14 @@ def test_two_hundred_videos_many_of_them_poison_and_children_killed_at_random():
         while not stopped.wait(0.4):
             kill_children()
 
-    with pool_of(3, ring_bytes=1 << 20, no_progress_seconds=0.5, child_memory_bytes=200 << 20,
+    with pool_of(3, ring_bytes=1 << 20, no_progress_seconds=2.0, child_memory_bytes=200 << 20,
                  max_videos_per_child=20) as pool:  # fmt: skip
         killer = threading.Thread(target=kill_now_and_then)
         killer.start()
         try:
             for ticket, command in enumerate(videos):
                 pool.submit(ticket, command.encode())
-            events = events_until(pool, num_finished=len(videos), seconds=240)
+            events = events_until(pool, num_finished=len(videos), seconds=600)
         finally:
             stopped.set()
             killer.join()
@@ -98,8 +98,8 @@ def test_two_hundred_videos_many_of_them_poison_and_children_killed_at_random():
         last_try = own[max(retries, default=-1) + 1 : -1]
         assert len([e for e in own if isinstance(e, VideoDecoded | VideoFailed)]) == 1
         if trouble:
-            # what hangs may meet so many kills meanwhile that these condemn it
-            assert last.reason in {troubles[trouble], "crash"}, command
+            # where much else runs, kills or the clock may condemn it first
+            assert last.reason in {troubles[trouble], "crash", "no_progress"}, command
         else:
             assert isinstance(last, VideoDecoded), (command, last)
             assert [event.clip.clip_index for event in last_try] == list(
