@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 BENCHMARKS: dict[str, str] = {
+    "reader": "reading tars: GB per core-second, requests per GB, local and S3",
     "scheduler": "the driver's code against a thousand simulated GPUs, in virtual time",
 }
 """Name -> what it measures; the module has the same name."""
