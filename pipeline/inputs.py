@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.backends import is_local, open_filesystem, retried
 from pipeline.errors import ConfigError, StorageError
-from pipeline.listing import files_in, sizes_below
+from pipeline.listing import files_below, files_in
 from pipeline.reader import Source, folder_source, source_of_entry, tar_source
 from pipeline.shards import (
     Shard,
@@ -114,8 +114,8 @@ def _look(group: Sequence[Shard], options: Mapping[str, Any]) -> dict[str, Sourc
     try:
         filesystem, path = open_filesystem(first.url, options)
         if first.kind is ShardKind.folder:
-            size_of = sizes_below(filesystem, path, first.url)
-            return {shard.name: _or_error(folder_source, shard, size_of) for shard in group}
+            files = files_below(filesystem, path, first.url)
+            return {shard.name: _or_error(folder_source, shard, files) for shard in group}
         if len(group) == 1 or is_local(filesystem):
             return {shard.name: _or_error(tar_source, shard, filesystem) for shard in group}
         names = {shard.name: shard.url.rsplit("/", 1)[1] for shard in group}

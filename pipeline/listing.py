@@ -99,8 +99,8 @@ def _scan(folder: str) -> dict[str, Entry]:
     return found
 
 
-def sizes_below(filesystem: Any, root: str, place: str) -> Callable[[str], int | None]:
-    """Size of a file by its path below a folder, None where there is none.
+def files_below(filesystem: Any, root: str, place: str) -> Callable[[str], Entry | None]:
+    """What storage says of a file by its path below a folder, None where there is none.
 
     One listing in depth; on a local disk each file is looked at when it is asked for.
 
@@ -110,17 +110,17 @@ def sizes_below(filesystem: Any, root: str, place: str) -> Callable[[str], int |
     """
     if is_local(filesystem):
 
-        def look(name: str) -> int | None:
+        def look(name: str) -> Entry | None:
             try:
-                return os.stat(f"{root}/{name}").st_size  # noqa: PTH116 (likewise)
+                return look_at(filesystem, f"{root}/{name}")
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-        return lambda name: retried(place, lambda: look(name))
+        return look
     try:
         found = retried(place, lambda: filesystem.find(root, detail=True))
     except FileNotFoundError:
         found = {}
     begin = root.rstrip("/") + "/"
-    sizes = {str(path).removeprefix(begin): int(info["size"]) for path, info in found.items()}
-    return sizes.get
+    entries = {str(path).removeprefix(begin): entry_of(info) for path, info in found.items()}
+    return entries.get

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.backends import open_filesystem, retried
+from pipeline.backends import open_filesystem
 from pipeline.errors import StorageError, VideoError
-from pipeline.listing import Entry, look_at, sizes_below
+from pipeline.listing import Entry, files_below, look_at
 from pipeline.ranges import RangeBuffers, ReadsPlaces, open_places
 from pipeline.shards import Shard, ShardKind
 from pipeline.tar_walk import TarCut, TarWalk
@@ -104,7 +104,7 @@ def source_of(shard: Shard, options: Mapping[str, Any]) -> Source:
     """
     filesystem, path = open_filesystem(shard.url, options)
     if shard.kind is ShardKind.folder:
-        return folder_source(shard, sizes_below(filesystem, path, shard.url))
+        return folder_source(shard, files_below(filesystem, path, shard.url))
     return tar_source(shard, filesystem)
 
 
@@ -126,18 +126,18 @@ def source_of_entry(entry: Entry) -> Source:
     return Source(size_bytes=entry.size_bytes, version=entry.version)
 
 
-def folder_source(shard: Shard, size_of: Callable[[str], int | None]) -> Source:
-    """The source that a bucket is, from what ``listing.sizes_below`` says of its folder.
+def folder_source(shard: Shard, files: Callable[[str], Entry | None]) -> Source:
+    """The source that a bucket is, from what ``listing.files_below`` says of its folder.
 
     Raises:
         StorageError: one of its videos is not there any more.
     """
     sizes = []
     for name in shard.members:
-        size = size_of(name)
-        if size is None:
+        entry = files(name)
+        if entry is None:
             raise StorageError(shard.name, f"{shard.url}/{name} is not there")
-        sizes.append(size)
+        sizes.append(entry.size_bytes)
     listing = json.dumps([shard.members, sizes]).encode("utf-8", "surrogateescape")
     return Source(size_bytes=sum(sizes), version=hashlib.sha256(listing).hexdigest())
 
@@ -168,14 +168,13 @@ def read_shard(
             else than it did.
     """
     seen = set() if seen is None else seen
+    buffers = buffers or RangeBuffers()
+    filesystem, path = open_filesystem(shard.url, options)
     if shard.kind is ShardKind.folder:
-        yield from _read_folder(shard, rules, options, start_offset)
+        yield from _read_folder(shard, rules, filesystem, path, buffers, start_offset)
         return
     source = source or source_of(shard, options)
-    filesystem, path = open_filesystem(shard.url, options)
-    places = open_places(
-        shard.name, filesystem, path, source.size_bytes, source.version, buffers or RangeBuffers()
-    )
+    places = open_places(shard.name, filesystem, path, source.size_bytes, source.version, buffers)
     with contextlib.closing(places) as file:
         yield from _TarReader(shard.name, file, rules, seen).samples(start_offset)
 
@@ -287,22 +286,22 @@ def _sidecars(text: Any, record: Any, caption_key: str) -> tuple[str | None, str
 
 
 def _read_folder(
-    shard: Shard, rules: ReadRules, options: Mapping[str, Any], start: int
+    shard: Shard, rules: ReadRules, filesystem: Any, root: str, buffers: RangeBuffers, start: int
 ) -> Iterator[Sample | ShardEnd]:
-    """One listing says which files there are and how large, one request each fetches them."""
-    filesystem, root = open_filesystem(shard.url, options)
-    size_of = sizes_below(filesystem, root, shard.url)
+    """One listing says which files there are and how large; then each is read."""
+    files = files_below(filesystem, root, shard.url)
 
     def content(name: str, limit: int) -> bytes | VideoError | None:
-        size = size_of(name)
-        if size is None:
+        entry = files(name)
+        if entry is None:
             return None
+        size = entry.size_bytes
         if size > limit:
             return VideoError("too_large", f"{size:,} bytes, limit {limit:,}")
-        try:
-            return bytes(retried(shard.name, lambda: filesystem.cat_file(f"{root}/{name}")))
-        except FileNotFoundError:
-            return None
+        path = f"{root}/{name}"
+        places = open_places(shard.name, filesystem, path, size, entry.version, buffers)
+        with contextlib.closing(places) as file:
+            return file.read(0, size)
 
     for index in range(start, len(shard.members)):
         name = shard.members[index]
