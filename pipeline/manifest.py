@@ -203,7 +203,8 @@ def newest_manifest(storage: Storage) -> str | None:
     }
     if not found:
         return None
-    newest = max(found, key=lambda name: (found[name].modified_seconds, name))
+    # S3 tells whole seconds: of two manifests of one second the larger one holds more
+    newest = max(found, key=lambda name: (found[name].modified_seconds, found[name].size_bytes))
     return newest.removesuffix(".parquet")
 
 
