@@ -23,11 +23,12 @@ from typing import Any
 
 from jobs.benchmark.measure import machine, table, write_json
 from pipeline.ledger import Ledger
+from pipeline.listing import Entry
 from pipeline.planning import make_plan
 from pipeline.reader import source_of
 from pipeline.receipts import Receipt, new_attempt, part_name
 from pipeline.shards import tar_shards
-from pipeline.storage import Entry, Storage
+from pipeline.storage import Storage
 
 KEYS_PER_RECEIPT = 500
 SOURCE_BYTES = 1 << 30
