@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import WorkerLost
-from pipeline.reader import ReadRules, ShardEnd, read_shard, split_digests
+from pipeline.reader import ReadRules, Sample, ShardEnd, read_shard, split_digests
 from pipeline.segments import OpenVideo, ShardTask
 
 
@@ -52,6 +52,8 @@ class ShardReading(threading.Thread):
         *,
         rules: ReadRules,
         options: Mapping[str, Any],
+        wants: Callable[[Sample], bool],
+        end_offset: int | None,
         submit: Callable[[OpenVideo], None],
         on_end: Callable[[], None],
     ) -> None:
@@ -61,12 +63,15 @@ class ShardReading(threading.Thread):
             task: the shard, and where to begin.
             rules: what counts as a sample.
             options: fsspec options.
+            wants: whether a video is to be decoded; others are passed over.
+            end_offset: reading ends where a sample begins behind this; None: at the shard's end.
             submit: hands a video to the decoders; may block.
             on_end: called once, when nothing more comes.
         """
         super().__init__(name=f"read {task.shard.name}", daemon=True)
         self.task = task
         self._rules, self._options = rules, options
+        self._wants, self._end_offset = wants, end_offset
         self._submit, self._on_end = submit, on_end
         self.videos: deque[OpenVideo] = deque()
         self.end: ShardEnd | None = None
@@ -97,6 +102,11 @@ class ShardReading(threading.Thread):
             if isinstance(item, ShardEnd):
                 self.end = item
                 return
+            if self._end_offset is not None and item.start_offset >= self._end_offset:
+                self.end = ShardEnd(offset=item.start_offset)
+                return
+            if not self._wants(item):
+                continue
             video = OpenVideo(
                 sample=replace(item, video=b""), original=item.video, failure=item.defect
             )

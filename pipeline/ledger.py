@@ -25,12 +25,14 @@ from pipeline.manifest import (
 )
 from pipeline.reader import Source
 from pipeline.receipts import (
+    NEVER_RETRIED,
     Receipt,
     ReceiptName,
     list_receipts,
     read_receipts,
     receipt_name,
 )
+from pipeline.records import Retry
 from pipeline.segments import ShardTask
 from pipeline.shards import Shard
 from pipeline.storage import Storage
@@ -73,9 +75,14 @@ class ShardState:
         return self.is_final and self.cut_reason is None
 
     @property
-    def num_quarantined(self) -> int:
-        """Videos that are still quarantined."""
-        return sum(sum(reasons.values()) for reasons in self.quarantined.values())
+    def num_retriable(self) -> int:
+        """Videos that are still quarantined and that another attempt may save."""
+        return sum(
+            number
+            for reasons in self.quarantined.values()
+            for reason, number in reasons.items()
+            if reason not in NEVER_RETRIED
+        )
 
     def holds(self, segment: int, generation: int) -> bool:
         """Whether this receipt is counted already."""
@@ -325,13 +332,26 @@ def read_chain(storage: Storage, shard: str) -> list[Receipt]:
     return receipts
 
 
-def task_of(shard: Shard, state: ShardState) -> ShardTask:
-    """The attempt that continues a shard from its last receipt."""
+def task_of(shard: Shard, state: ShardState, retry: Retry | None = None) -> ShardTask | None:
+    """The attempt that continues a shard from its last receipt; None when nothing is left.
+
+    Args:
+        shard: which.
+        state: what is committed of it.
+        retry: what of that is tried again.
+    """
+    behind_cut = retry is Retry.incomplete and state.is_final and not state.is_complete
+    amends = retry is Retry.quarantined and state.num_retriable > 0
+    goes_on = behind_cut or not state.is_final
+    if not (goes_on or amends):
+        return None
     return ShardTask(
         shard=shard,
-        source=state.source,
+        source=None if behind_cut else state.source,
         start_offset=state.end_offset,
         next_segment=state.num_segments,
         generation=state.num_cuts,
         seen=state.key_digests,
+        retry=retry if amends or behind_cut else None,
+        goes_on=goes_on,
     )

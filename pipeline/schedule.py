@@ -163,11 +163,11 @@ class Scheduler:
             # the same task then: it meets what is committed, and goes on behind it
             logger.warning("receipts of %s cannot be read now: %s", shard.name, away)
         else:
-            state = ledger.state(shard.name)
-            if state.is_final:
+            left = task_of(shard, ledger.state(shard.name), task.retry)
+            if left is None:
                 self._tally.done_shards += 1
                 return
-            task = task_of(shard, state)
+            task = left
         tried = self._attempts.get(shard.name, 0) + int(finished.counts_as_attempt)
         self._attempts[shard.name] = tried
         if tried >= self._rules.max_attempts:

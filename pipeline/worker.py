@@ -19,7 +19,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.amendments import AmendmentWriter
 from pipeline.batcher import ClipBatcher, GathersClips, Rows
+from pipeline.committer import Committer, SegmentWriter
 from pipeline.decode_pool import (
     ClipDecoded,
     DecodePool,
@@ -35,7 +37,7 @@ from pipeline.intake import ByteBudget, ShardReading
 from pipeline.reader import ReadRules, source_of
 from pipeline.receipts import Receipt
 from pipeline.records import ClipPlan, SamplingMode, VideoLimits
-from pipeline.segments import CommitRules, OpenVideo, SegmentWriter, ShardTask
+from pipeline.segments import CommitRules, OpenVideo, ShardTask
 from pipeline.storage import Storage
 from pipeline.streams import StreamBatcher
 
@@ -139,20 +141,34 @@ class Worker:
             raise ShardError(
                 shard.name, f"{shard.url} has changed since its first segments were made"
             )
-        writer = SegmentWriter(
-            task,
+        committer = Committer(
+            shard,
             source=source,
             storage=self.storage,
             scratch=self._scratch,
             rules=self._spec.commit_rules,
             token_format=self._spec.encoder.token_format,
             numerics=self._encoder.numerics,
-            on_commit=self._count_segment,
         )
+        receipts: list[Receipt] = []
+        if task.amends:
+            amender = AmendmentWriter(task, committer, self.storage, self._count_segment)
+            receipts += self._fill(amender, amender.end_offset) if amender.end_offset else []
+        if task.goes_on:
+            rules = self._spec.commit_rules
+            receipts += self._fill(SegmentWriter(task, committer, rules, self._count_segment))
+        return receipts
+
+    def _fill(
+        self, writer: SegmentWriter | AmendmentWriter, end_offset: int | None = None
+    ) -> list[Receipt]:
+        """Read the videos that a writer wants, tokenise them, and let it commit them."""
         reading = ShardReading(
-            task,
+            writer.task,
             rules=self._spec.read_rules,
             options=self._spec.input_options,
+            wants=writer.wants,
+            end_offset=end_offset,
             submit=self._submit,
             on_end=self._reader_ended,
         )
@@ -211,7 +227,9 @@ class Worker:
             self.counters.decoder_restarts = self._pool.num_restarts
             return asdict(self.counters)
 
-    def _next_done(self, reading: ShardReading, writer: SegmentWriter) -> OpenVideo | None:
+    def _next_done(
+        self, reading: ShardReading, writer: SegmentWriter | AmendmentWriter
+    ) -> OpenVideo | None:
         """The shard's next video in input order, done; None after the last one."""
         while True:
             with self._changed:
