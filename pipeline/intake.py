@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.attempts import Wish
@@ -46,6 +46,16 @@ class ByteBudget:
             self._changed.notify_all()
 
 
+@dataclass(slots=True)
+class OpenAttempt:
+    """An attempt that is under way, as the driver sees it."""
+
+    wish: Wish | None = None
+    """What the driver asks of it."""
+    covered: int = 0
+    """Bytes (members of a bucket) that are done with, from the task's start."""
+
+
 class ShardReading(threading.Thread):
     """The reader thread of one open shard, and what it has read so far, in order."""
 
@@ -57,6 +67,9 @@ class ShardReading(threading.Thread):
         rules: ReadRules,
         buffers: RangeBuffers,
         options: Mapping[str, Any],
+        wants: Callable[[Sample], bool],
+        end_offset: int | None,
+        open_attempt: OpenAttempt,
         submit: Callable[[OpenVideo], None],
         on_end: Callable[[], None],
     ) -> None:
@@ -68,6 +81,9 @@ class ShardReading(threading.Thread):
             rules: what counts as a sample.
             buffers: memory for reading ahead, of all open shards of the worker.
             options: fsspec options.
+            wants: whether a video is to be decoded; others are passed over.
+            end_offset: reading ends where a sample begins behind this; None: at the shard's end.
+            open_attempt: what the driver asks of it, and how far it is.
             submit: hands a video to the decoders; may block.
             on_end: called once, when nothing more comes.
         """
@@ -75,15 +91,13 @@ class ShardReading(threading.Thread):
         self.task = task
         self._source, self._rules, self._buffers = source, rules, buffers
         self._options = options
+        self._wants, self._end_offset = wants, end_offset
+        self.open_attempt = open_attempt
         self._submit, self._on_end = submit, on_end
         self.videos: deque[OpenVideo] = deque()
         self.end: ShardEnd | None = None
         self.failure: BaseException | None = None
         self.abandoned = threading.Event()
-        self.wish: Wish | None = None
-        """What the driver asks of this attempt."""
-        self.covered = 0
-        """Bytes (members of a bucket) that are done with, from the task's start."""
 
     def run(self) -> None:
         """Read to the end of the shard, as fast as the worker's budget lets through."""
@@ -112,7 +126,11 @@ class ShardReading(threading.Thread):
                 if isinstance(item, ShardEnd):
                     self.end = item
                     return
-                self._take(item)
+                if self._end_offset is not None and item.start_offset >= self._end_offset:
+                    self.end = ShardEnd(offset=item.start_offset)
+                    return
+                if self._wants(item):
+                    self._take(item)
 
     def _take(self, sample: Sample) -> None:
         video = OpenVideo(

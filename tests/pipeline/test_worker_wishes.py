@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.attempts import Wish
-from pipeline.errors import Abandoned
-from pipeline.ledger import Ledger, task_of
+from pipeline.errors import Abandoned, HandedBack
+from pipeline.ledger import Ledger, read_chain, task_of
 from pipeline.receipts import Receipt
 from pipeline.segments import ShardTask
 from pipeline.shards import Shard
@@ -49,13 +49,16 @@ def test_an_attempt_handed_back_commits_what_is_done_and_the_next_goes_on_behind
     with ThreadPoolExecutor(1) as threads:
         running = begun(worker, first, threads)
         worker.ask(first.attempt, Wish.hand_back)
-        receipts = running.result(timeout=60)
+        with pytest.raises(HandedBack):
+            running.result(timeout=60)
+    receipts = read_chain(worker.storage, shard.name)
     assert [receipt.final for receipt in receipts] == [False]
     assert 1 <= receipts[0].videos < 6
 
     ledger = Ledger()
     ledger.add(receipts)
     again = task_of(shard, ledger.state(shard.name))
+    assert again is not None
     assert again.start_offset == receipts[0].end_offset
     rest = worker.run_shard(again)
     assert rest[-1].final
