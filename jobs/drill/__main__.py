@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, drill, report."""
     options = _options(arguments)
     timeline = Timeline()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: end what was started
     # paths of Ray's sockets are at most 107 bytes long
     folder = Path(tempfile.mkdtemp(prefix="drill-", dir="/tmp"))
     try:
