@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -10,7 +11,8 @@ from typing import Any
 
 from pipeline.attempts import Wish
 from pipeline.errors import WorkerLost
-from pipeline.reader import ReadRules, ShardEnd, read_shard, split_digests
+from pipeline.ranges import RangeBuffers
+from pipeline.reader import ReadRules, Sample, ShardEnd, Source, read_shard, split_digests
 from pipeline.segments import OpenVideo, ShardTask
 
 
@@ -51,7 +53,9 @@ class ShardReading(threading.Thread):
         self,
         task: ShardTask,
         *,
+        source: Source,
         rules: ReadRules,
+        buffers: RangeBuffers,
         options: Mapping[str, Any],
         submit: Callable[[OpenVideo], None],
         on_end: Callable[[], None],
@@ -60,14 +64,17 @@ class ShardReading(threading.Thread):
 
         Args:
             task: the shard, and where to begin.
+            source: size and version that the shard must have.
             rules: what counts as a sample.
+            buffers: memory for reading ahead, of all open shards of the worker.
             options: fsspec options.
             submit: hands a video to the decoders; may block.
             on_end: called once, when nothing more comes.
         """
         super().__init__(name=f"read {task.shard.name}", daemon=True)
         self.task = task
-        self._rules, self._options = rules, options
+        self._source, self._rules, self._buffers = source, rules, buffers
+        self._options = options
         self._submit, self._on_end = submit, on_end
         self.videos: deque[OpenVideo] = deque()
         self.end: ShardEnd | None = None
@@ -95,16 +102,22 @@ class ShardReading(threading.Thread):
             options=self._options,
             start_offset=task.start_offset,
             seen=split_digests(task.seen),
+            source=self._source,
+            buffers=self._buffers,
         )
-        for item in items:
-            if self.abandoned.is_set():
-                return
-            if isinstance(item, ShardEnd):
-                self.end = item
-                return
-            video = OpenVideo(
-                sample=replace(item, video=b""), original=item.video, failure=item.defect
-            )
-            self.videos.append(video)
-            if item.defect is None:
-                self._submit(video)
+        with contextlib.closing(items):
+            for item in items:
+                if self.abandoned.is_set():
+                    return
+                if isinstance(item, ShardEnd):
+                    self.end = item
+                    return
+                self._take(item)
+
+    def _take(self, sample: Sample) -> None:
+        video = OpenVideo(
+            sample=replace(sample, video=b""), original=sample.video, failure=sample.defect
+        )
+        self.videos.append(video)
+        if sample.defect is None:
+            self._submit(video)

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import RunError
 from pipeline.fingerprint import digest_of
+from pipeline.listing import Entry
 from pipeline.schema import FORMAT_VERSION
-from pipeline.storage import Entry, Storage
+from pipeline.storage import Storage
 
 MAX_RECEIPT_BYTES = 64 << 20
 """A larger file is no receipt: one of 100,000 videos, all quarantined, has 30 MB."""

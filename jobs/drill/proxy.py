@@ -127,6 +127,14 @@ class FaultProxy:
         with self._lock:
             self._forced.extend(faults)
 
+    def reset(self) -> None:
+        """No faults, nothing forced, all counters at zero, the schedule at its beginning."""
+        with self._lock:
+            self._rates, self._number = {}, 0
+            self._forced.clear()
+            self._requests.clear()
+            self._faults.clear()
+
     def draw(self, verb: str) -> tuple[Fault | None, random.Random]:
         """What happens to the next request, and dice for how exactly."""
         with self._lock:
