@@ -27,6 +27,8 @@ from jobs.drill.schedule import Planned, schedule
 from jobs.drill.timeline import Timeline, markdown, text
 
 LOOK_SECONDS = 0.5
+EXPELLED = "computes wrongly"
+"""What the run says of a worker whose canary is wrong."""
 FIRST_COMMIT_SECONDS = 600.0
 
 
@@ -153,6 +155,9 @@ def prove(store: Store, cluster: Cluster, run: Run, timeline: Timeline) -> list[
             f"quarantined of {len(clean.quarantined)}, {found.num_segments} receipts, "
             f"{found.num_orphans} orphans that nobody counts; {len(wrong)} problems"
         )
+    if cluster.liar is not None:
+        line = run.said(EXPELLED) or "nobody: it was killed before its next canary"
+        timeline.say(f"process {cluster.liar} computed wrongly, and was found out by: {line}")
     faults = {fault.value: count for fault, count in store.proxy.faults.items()}
     timeline.say(f"the command was started {run.num_starts} times; S3 requests harmed: {faults}")
     return problems

@@ -22,6 +22,17 @@ def test_settings_divide_the_cores_in_several_ways() -> None:
         assert all(1 <= one.decoders <= cores and 1 <= one.threads <= cores for one in found)
 
 
+def test_settings_are_read_as_decoders_by_threads(capsys: pytest.CaptureFixture[str]) -> None:
+    assert pipeline.read_settings("1x2,3x1") == [
+        Setting(decoders=1, threads=2),
+        Setting(decoders=3, threads=1),
+    ]
+    for wrong in ("1", "0x1", "axb", "1x1x1"):
+        with pytest.raises(SystemExit):
+            pipeline.main(["--settings", wrong])
+        assert f"invalid read_settings value: '{wrong}'" in capsys.readouterr().err
+
+
 def test_videos_are_taken_in_turn_until_there_are_enough_clips() -> None:
     clips = {Path("a"): 2, Path("b"): 3}
     assert repeated(clips, 8) == [Path("a"), Path("b"), Path("a"), Path("b")]
