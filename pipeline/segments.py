@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from pipeline.backends import storage_errors
 from pipeline.errors import RunError, ShardError, VideoError
 from pipeline.reader import Sample, Source, key_digest
 from pipeline.receipts import Receipt, commit, new_attempt, part_name, quarantine_name
@@ -298,7 +299,8 @@ class SegmentWriter:
             return None, None
         name = part_name(self._task.shard.name, self._segment, self._attempt)
         path = self._scratch / name
-        digest = write_part(path, rows, self._format, row_group_rows=self._rules.row_group_rows)
+        with storage_errors(f"{self._task.shard.name}: {path.parent}"):  # the disk may be full
+            digest = write_part(path, rows, self._format, row_group_rows=self._rules.row_group_rows)
         self._storage.publish(path, f"parts/{name}")
         return name, digest
 
