@@ -15,8 +15,8 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.decode import RgbScaler
 from pipeline.records import ClipPlan, TailPolicy, VideoLimits
+from pipeline.scaling import RgbScaler
 from pipeline.scan import video_stream
 
 Picture = npt.NDArray[np.uint8]

@@ -59,10 +59,10 @@ class Canary:
         found = self._encoder.encode(small, spec.batch_clips)
         check_reference(storage, spec, found, self._reference)
         # On a GPU the shape of the run itself: then the kernels are those that make the tokens.
-        self._frames = small
+        self._frames, self._first = small, found
         if spec.device != "cpu":
             self._frames = canary_frames(spec.batch_clips, spec.clip_frames, *spec.buckets[0])
-        self._first = self._encoder.encode(self._frames, spec.batch_clips)
+            self._first = self._encoder.encode(self._frames, spec.batch_clips)
 
     def check(self) -> None:
         """Encode the canary once more.

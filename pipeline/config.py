@@ -154,7 +154,7 @@ class EncoderConfig:
     threads: int = 2
     """CPU threads of one encoder; set explicitly because results depend on it."""
     decoders: int | None = None
-    """Decoder children of one worker; null: what its cores allow, at most 8."""
+    """Decoder children of one worker; null: as many as the measured waiting calls for."""
     canary: CanaryMode = CanaryMode.commit
     """Check the encoder's arithmetic with a known clip at start and before every commit (commit),
     at start only (start), or never (off)."""
@@ -222,12 +222,18 @@ class LimitsConfig:
     """Rows times columns of a picture."""
     frames: int = 1_000_000
     """Decoded frames of one video."""
+    streams: int = 64
+    """Streams of all kinds in one file."""
+    clips: int = 250_000
+    """Clips of one video (whole: pieces), all target rates together."""
     duration_seconds: float = 6 * 3600.0
     """Length of one video."""
+    cpu_seconds: float = 6 * 3600.0
+    """CPU time of decoding one video; short ones are allowed less."""
     no_progress_seconds: float = 30.0
     """Time without a new frame before a decoder is killed."""
     child_memory_bytes: int = 4 << 30
-    """Address space of one decoder child."""
+    """Memory of one decoder child beyond what it has at its start."""
     read_ahead_bytes: int = 256 << 20
     """Held by one worker ahead of its decoders: half in ranges of tars, half as encoded videos."""
     range_bytes: int = 32 << 20

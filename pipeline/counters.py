@@ -20,9 +20,25 @@ class Counters:
     source_seconds: float = 0.0
     decode_cpu_seconds: float = 0.0
     encode_seconds: float = 0.0
+    encoded_clips: int = 0
+    """Clips, or pieces of whole videos, that went through the encoder."""
     starved_seconds: float = 0.0
     """Time that the encoder waited for clips while shards were open."""
+    decoders: int = 0
+    """Decoder children now."""
     decoder_restarts: int = 0
+    decoder_seconds: float = 0.0
+    """Time of all decoder children."""
+    decoder_busy_seconds: float = 0.0
+    """Of that, time with a video."""
+    decoder_full_seconds: float = 0.0
+    """Of that, time with a full ring: the encoder is slower than they."""
+    ring_bytes: int = 0
+    """Shared memory of the decoders' rings now."""
+    peak_worker_rss_bytes: int = 0
+    """The most memory that a worker's own process ever had."""
+    peak_decoder_rss_bytes: int = 0
+    """The most memory that one decoder child ever had, its ring included."""
     canaries: int = 0
     """Times that the encoder's arithmetic was found right."""
     events: int = 0

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,35 +25,28 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from pipeline.errors import VideoError
+from pipeline.limits import (
+    check_clips,
+    check_duration,
+    check_frames,
+    check_pixels,
+    cpu_allowance,
+    ffmpeg_max_pixels,
+)
 from pipeline.records import Clip, ClipPlan, DecodeSummary, SourceInfo, VideoLimits
 from pipeline.sampling import (
     ClipSampler,
     PickedClip,
     PresentationOrder,
     exact_rate,
+    expected_clips,
     is_too_slow,
 )
-from pipeline.scan import (
-    Announced,
-    check_duration,
-    check_pixels,
-    describe,
-    ffmpeg_max_pixels,
-    open_video,
-    scan,
-    video_stream,
-)
-from pipeline.transforms import (
-    Geometry,
-    Orientation,
-    clip_geometry,
-    nearest_bucket,
-    scaler_matrix,
-)
+from pipeline.scaling import RgbFrame, RgbScaler
+from pipeline.scan import Announced, describe, open_video, scan, video_stream
 
 REASONS = (
     "empty",
@@ -66,25 +58,15 @@ REASONS = (
     "too_large",
     "too_many_pixels",
     "too_many_frames",
+    "too_many_streams",
+    "too_many_clips",
     "too_long",
+    "too_much_work",
 )
 """Every reason under which `decode_clips` condemns a video."""
 
-RgbFrame = npt.NDArray[np.uint8]
-"""uint8 ``[H, W, 3]``."""
 RgbFrames = npt.NDArray[np.uint8]
 """uint8 ``[T, H, W, 3]``."""
-
-# Bilinear widens its triangle when it shrinks a picture, as the reference's antialiasing does: on
-# natural video at 128 and 256 rows the two differ by 0.2 to 0.6 of 255 on average (PSNR 48 to
-# 60 dB; area gives 34 to 58, bicubic 32 to 54). The other flags cost nothing measurable: exact
-# rounding, the same on every CPU, and chroma interpolated to full width instead of repeated.
-_SCALING = (
-    Interpolation.BILINEAR
-    | Interpolation.ACCURATE_RND
-    | Interpolation.BITEXACT
-    | Interpolation.FULL_CHR_H_INT
-)
 
 
 def decode_clips(
@@ -111,17 +93,18 @@ def decode_clips(
         VideoError: with one of `REASONS`.
         MemoryError: FFmpeg or numpy could not allocate.
     """
-    started = time.process_time()
+    work = _Work(limits)
     if not data:
         raise VideoError("empty", "the file has no bytes")
     if len(data) > limits.video_bytes:
         raise VideoError("too_large", f"{len(data)} bytes, at most {limits.video_bytes} allowed")
     announced = scan(data, limits, on_progress)
-    decoding = _Decoding(announced, plan, limits, on_progress)
+    decoding = _Decoding(announced, plan, limits, work, on_progress)
     with open_video(data, limits) as container:
-        for picked in decoding.clips(container):
+        for number, picked in enumerate(decoding.clips(container), 1):
+            check_clips(number, limits)
             yield _clip(picked, new_frames)
-    yield decoding.summary(cpu_seconds=time.process_time() - started)
+    yield decoding.summary()
 
 
 def _clip(
@@ -140,6 +123,32 @@ def _clip(
     )
 
 
+class _Work:
+    """The CPU time that a video takes, against what it may take by what it has shown of itself."""
+
+    def __init__(self, limits: VideoLimits) -> None:
+        self._limits = limits
+        self._began = time.process_time()
+        self._max_pixels = 0
+
+    @property
+    def cpu_seconds(self) -> float:
+        return time.process_time() - self._began
+
+    def check(self, num_frames: int, pixels: int) -> None:
+        """Condemns a video whose pictures take far longer than any honest codec's.
+
+        Raises:
+            VideoError: ``too_much_work``.
+        """
+        self._max_pixels = max(self._max_pixels, pixels)
+        allowed = cpu_allowance(num_frames, self._max_pixels, self._limits)
+        if self.cpu_seconds > allowed:
+            raise VideoError(
+                "too_much_work", f"{num_frames} frames took more than {allowed:.0f} s of CPU time"
+            )
+
+
 class _Decoding:
     """One pass over one video."""
 
@@ -148,11 +157,17 @@ class _Decoding:
         announced: Announced,
         plan: ClipPlan,
         limits: VideoLimits,
+        work: _Work,
         on_progress: Callable[[], None],
     ) -> None:
         self._announced, self._limits, self._on_progress = announced, limits, on_progress
+        self._work = work
         too_slow = frozenset(
             fps for fps in plan.fps if is_too_slow(announced.mean_rate, exact_rate(fps))
+        )
+        rates = [exact_rate(fps) for fps in plan.fps if fps not in too_slow]
+        check_clips(
+            sum(expected_clips(announced.duration_seconds, rate, plan) for rate in rates), limits
         )
         self._scaler = RgbScaler(plan, announced.pixel_aspect, limits)
         self._sampler = ClipSampler(plan, self._scaler.rgb, too_slow=too_slow)
@@ -178,13 +193,13 @@ class _Decoding:
             raise VideoError("no_frames", "the video stream decodes to no frame")
         yield from self._sampler.finish(self._end_seconds())
 
-    def summary(self, *, cpu_seconds: float) -> DecodeSummary:
+    def summary(self) -> DecodeSummary:
         assert self._source is not None
         return DecodeSummary(
             source=replace(self._source, num_frames=self._num_frames),
             num_clips=self._sampler.num_clips,
             filtered=self._sampler.filtered(),
-            decode_seconds=cpu_seconds,
+            decode_seconds=self._work.cpu_seconds,
             num_dropped_frames=self._order.num_dropped,
         )
 
@@ -240,8 +255,8 @@ class _Decoding:
         if frame.is_corrupt:
             raise VideoError("decode_error", f"frame {self._num_frames - 1} is corrupt")
         check_pixels(frame.width, frame.height, self._limits)
-        if self._num_frames > self._limits.frames:
-            raise VideoError("too_many_frames", f"more than {self._limits.frames} frames")
+        check_frames(self._num_frames, self._limits)
+        self._work.check(self._num_frames, frame.width * frame.height)
 
     def _seconds(self, time_: int) -> Fraction:
         """After the first frame; the bound holds for times that no packet announced, too."""
@@ -256,89 +271,3 @@ class _Decoding:
         """When the last frame leaves the screen; a video of one frame is an image, without time."""
         last = self._seconds(self._last_time)
         return last + self._announced.last_step * self._announced.time_base if last else last
-
-
-class RgbScaler:
-    """Decoded pictures to RGB clip pixels; sizes may change from one frame to the next."""
-
-    def __init__(self, plan: ClipPlan, pixel_aspect: Fraction | None, limits: VideoLimits) -> None:
-        self._plan, self._pixel_aspect, self._limits = plan, pixel_aspect, limits
-        self._reformatter = VideoReformatter()
-        self._geometries: dict[tuple[int, int, Orientation], Geometry] = {}
-        self._bucket: tuple[int, int] | None = None
-
-    def bucket(self, frame: VideoFrame) -> tuple[int, int]:
-        """Clip (H, W) of the video, by the shape of its first frame."""
-        if self._bucket is None:
-            shown = clip_geometry(
-                frame.width,
-                frame.height,
-                pixel_aspect=self._pixel_aspect,
-                orientation=orientation(frame),
-                clip_width=1,
-                clip_height=1,
-            )
-            self._bucket = nearest_bucket(shown.shown_width, shown.shown_height, self._plan.buckets)
-        return self._bucket
-
-    def geometry(self, frame: VideoFrame) -> Geometry:
-        """How this frame is scaled and cropped.
-
-        Raises:
-            VideoError: ``too_many_pixels`` for pictures so narrow that the scaled one is huge.
-        """
-        key = (frame.width, frame.height, orientation(frame))
-        if key not in self._geometries:
-            clip_height, clip_width = self.bucket(frame)
-            geometry = clip_geometry(
-                frame.width,
-                frame.height,
-                pixel_aspect=self._pixel_aspect,
-                orientation=key[2],
-                clip_width=clip_width,
-                clip_height=clip_height,
-            )
-            check_pixels(geometry.scaled_width, geometry.scaled_height, self._limits)
-            self._geometries = {key: geometry}  # the last size only: a file may hold thousands
-        return self._geometries[key]
-
-    def rgb(self, frame: VideoFrame) -> RgbFrame:
-        """The frame as uint8 ``[H, W, 3]`` of the clip, contiguous and owned by the caller."""
-        geometry = self.geometry(frame)
-        matrix, color_range = self._source_colours(frame)
-        scaled = self._reformatter.reformat(
-            frame,
-            geometry.scaled_width,
-            geometry.scaled_height,
-            "rgb24",
-            src_colorspace=matrix,
-            src_color_range=color_range,
-            dst_color_range=ColorRange.JPEG,
-            interpolation=_SCALING,
-            threads=1,
-        )
-        plane = scaled.planes[0]
-        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[
-            : scaled.height
-        ]
-        picture = rows[:, : scaled.width * 3].reshape(scaled.height, scaled.width, 3)
-        picture = orientation(frame).apply(picture)
-        clip_height, clip_width = self.bucket(frame)
-        bottom, right = geometry.top + clip_height, geometry.left + clip_width
-        return np.ascontiguousarray(picture[geometry.top : bottom, geometry.left : right])
-
-    @staticmethod
-    def _source_colours(frame: VideoFrame) -> tuple[int | None, int | None]:
-        """Matrix and range of a YUV frame by its tags; both None where there is no matrix."""
-        if frame.format.is_rgb or frame.format.has_palette or len(frame.format.components) < 3:
-            return None, None
-        color_range = frame.color_range or ColorRange.MPEG
-        return scaler_matrix(frame.colorspace, frame.height), int(color_range)
-
-
-def orientation(frame: VideoFrame) -> Orientation:
-    """How the container says that this frame is turned; the decoder leaves it as coded."""
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")  # a buffer that the stubs do not know
-    if matrix is None:
-        return Orientation()
-    return Orientation.from_matrix(np.frombuffer(matrix, np.int32).tolist())

@@ -3,50 +3,49 @@
 Started by `pipeline.decode_pool` as ``python -m pipeline.decode_child``. It imports numpy and av
 and nothing heavier, so that it starts in a fraction of a second. What connects it to its parent:
 
-* a socket with small JSON messages (work and freed slots come in; clips and verdicts go out), never
-  pickles, because what decodes untrusted bytes must not be able to make its parent run code;
+* a socket with the messages of `pipeline.decode_messages` (work and freed slots come in; clips and
+  verdicts go out);
 * a memory file into which the parent writes the bytes of a video;
 * a memory file with a `Ring` of clips, written here and read there without copying.
 
 Neither memory file has a name, so nothing is left over whoever dies. The child dies with its
-parent.
+parent, and it is what the kernel kills first when the machine's memory runs out.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
-import dataclasses
 import faulthandler
-import json
+import gc
 import math
 import mmap
 import os
 import resource
 import signal
+import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import av.logging
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.decode import decode_clips
-from pipeline.errors import VideoError
-from pipeline.records import (
-    Clip,
-    ClipPlan,
-    DecodeSummary,
-    SamplingMode,
-    SourceInfo,
-    TailPolicy,
-    VideoLimits,
+from pipeline.decode_messages import (
+    Message,
+    clip_message,
+    read_settings,
+    receive,
+    send,
+    summary_message,
 )
+from pipeline.errors import VideoError
+from pipeline.records import Clip, ClipPlan, DecodeSummary, VideoLimits
 
-Message = dict[str, Any]
 Decode = Callable[
     [
         bytes,
@@ -58,12 +57,14 @@ Decode = Callable[
     Iterator[Clip | DecodeSummary],
 ]
 
+_MAYBE_MEMORY = ("not_a_video", "no_video_stream", "no_frames", "decode_error")
+"""Reasons behind which FFmpeg hides that it was refused memory."""
 _PR_SET_PDEATHSIG = 1
 _HEADER_BYTES = mmap.PAGESIZE
 
 
 class Ring:
-    """Slots of one clip each in a memory file that two processes map, and two counters.
+    """Slots of one clip each in a memory file that two processes map, and three counters.
 
     Args:
         descriptor: the memory file; it may be closed afterwards.
@@ -77,7 +78,8 @@ class Ring:
             os.ftruncate(descriptor, size)
         # Never closed by hand: arrays on it keep it alive, and the last one unmaps it.
         memory = mmap.mmap(descriptor, size)
-        self._counters = np.frombuffer(memory, np.uint64, count=2)
+        self._counters = np.frombuffer(memory, np.uint64, count=3)
+        self.num_bytes = size
         pixels = np.frombuffer(memory, np.uint8, offset=_HEADER_BYTES)
         self._slots = pixels.reshape(num_slots, plan.clip_bytes)
 
@@ -107,79 +109,35 @@ class Ring:
         """Whether the child waits for a slot: then it is not its fault that nothing moves."""
         return bool(self._counters[1])
 
-    @is_full.setter
-    def is_full(self, value: bool) -> None:
-        self._counters[1] = value
+    @property
+    def full_seconds(self) -> float:
+        """Time that the child has waited for a slot since it started, this moment included."""
+        since, waited_ns = int(self._counters[1]), int(self._counters[2])
+        return (waited_ns + (time.monotonic_ns() - since if since else 0)) / 1e9
 
-
-def settings_message(plan: ClipPlan, limits: VideoLimits, num_slots: int) -> Message:
-    """The first message to a child; `_settings` reads it."""
-    plan_fields = dataclasses.asdict(plan) | {"tail": plan.tail.name, "mode": plan.mode.name}
-    return {"plan": plan_fields, "limits": dataclasses.asdict(limits), "num_slots": num_slots}
-
-
-def _settings(message: Message) -> tuple[ClipPlan, VideoLimits, int]:
-    fields = message["plan"]
-    fields |= {
-        "fps": tuple(fields["fps"]),
-        "mode": SamplingMode[fields["mode"]],
-        "tail": TailPolicy[fields["tail"]],
-        "buckets": tuple((height, width) for height, width in fields["buckets"]),
-    }
-    return ClipPlan(**fields), VideoLimits(**message["limits"]), message["num_slots"]
-
-
-def clip_message(clip: Clip, slot: int) -> Message:
-    """A clip without its pixels, which lie in the slot."""
-    fields = {f.name: getattr(clip, f.name) for f in dataclasses.fields(clip) if f.name != "frames"}
-    return {"kind": "clip", "slot": slot, "shape": clip.frames.shape, "clip": fields}
-
-
-def read_clip(message: Message, ring: Ring) -> Clip:
-    """The clip of a message; its frames are a view of the slot."""
-    fields = message["clip"] | {"frame_seconds": tuple(message["clip"]["frame_seconds"])}
-    return Clip(**fields, frames=ring.clip(message["slot"], message["shape"]))
-
-
-def summary_message(summary: DecodeSummary) -> Message:
-    """A summary as JSON: its numbers of clips as pairs, since JSON has no numeric keys."""
-    fields = dataclasses.asdict(summary) | {"num_clips": list(summary.num_clips.items())}
-    return {"kind": "decoded", "summary": fields}
-
-
-def read_summary(message: Message) -> DecodeSummary:
-    """The inverse of `summary_message`."""
-    fields = message["summary"]
-    source = SourceInfo(**fields["source"])
-    return DecodeSummary(**fields | {"source": source, "num_clips": dict(fields["num_clips"])})
-
-
-def send(connection: Connection, message: Message) -> None:
-    """One message; a few hundred bytes, so that it never waits for the reader."""
-    connection.send_bytes(json.dumps(message).encode())
-
-
-def receive(connection: Connection) -> Message:
-    """The next message.
-
-    Raises:
-        EOFError: the other side is gone.
-    """
-    message: Message = json.loads(connection.recv_bytes())
-    return message
+    def wait_while(self, wait: Callable[[], None]) -> None:
+        """Run what waits for a slot; only the child does."""
+        began = time.monotonic_ns()
+        self._counters[1] = began
+        wait()
+        self._counters[2] += np.uint64(time.monotonic_ns() - began)
+        self._counters[1] = 0
 
 
 class _Child:
     """Serves its parent until the socket closes."""
 
-    def __init__(self, connection: Connection, ring_fd: int, video_fd: int, decode: Decode) -> None:
+    def __init__(
+        self, connection: socket.socket, ring_fd: int, video_fd: int, decode: Decode
+    ) -> None:
         self._connection, self._video_fd, self._decode = connection, video_fd, decode
-        self._plan, self._limits, num_slots = _settings(receive(connection))
+        self._plan, self._limits, num_slots = read_settings(receive(connection))
         self._ring = Ring(ring_fd, self._plan, num_slots)
         self._free = deque(range(num_slots))
         self._slot: int | None = None
 
     def serve(self) -> None:
+        gc.freeze()  # what was imported stays: collecting is then a matter of microseconds
         send(self._connection, {"kind": "ready"})
         while True:
             message = receive(self._connection)
@@ -194,9 +152,12 @@ class _Child:
             return summary_message(self._decode_video(message["num_bytes"]))
         except VideoError as error:
             reason, text = error.reason, error.message
+            if reason in _MAYBE_MEMORY and is_memory_short(message["memory_bytes"]):
+                reason = "memory"
         except MemoryError:
             reason, text = "memory", f"needs more than {message['memory_bytes']} bytes"
         finally:
+            gc.collect()  # containers hold themselves: else the next video would pay for this one
             limit_memory(None)
         if self._slot is not None:  # taken for a clip that was never finished
             self._free.append(self._slot)
@@ -222,19 +183,16 @@ class _Child:
         return summary
 
     def _read_video(self, num_bytes: int) -> bytes:
-        if num_bytes == 0:  # an empty file cannot be mapped
-            return b""
-        with mmap.mmap(self._video_fd, num_bytes, access=mmap.ACCESS_READ) as file:
-            data = file[:]
+        with open(self._video_fd, "rb", closefd=False) as file:
+            file.seek(0)
+            data = file.read(num_bytes)
         os.ftruncate(self._video_fd, 0)  # one copy of the video is enough
         return data
 
     def _next_slot(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         """A free slot, as an array of this shape; waits for the parent to release one."""
         while not self._free:
-            self._ring.is_full = True
-            self._free.append(receive(self._connection)["slot"])
-        self._ring.is_full = False
+            self._ring.wait_while(lambda: self._free.append(receive(self._connection)["slot"]))
         self._slot = self._free.popleft()
         return self._ring.clip(self._slot, shape)
 
@@ -251,11 +209,27 @@ def limit_memory(num_bytes: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+def is_memory_short(num_bytes: int) -> bool:
+    """Whether this process came within a quarter of so many bytes of its limit."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmPeak:"))
+    return peak > soft - num_bytes // 4
+
+
 def _die_with_parent(parent_pid: int) -> None:
     """Be killed when the thread that started us ends; leave at once if it already has."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(1)
+
+
+def _give_up_rights() -> None:
+    """No files are written, no memory is dumped, and others are spared when memory runs out."""
+    with contextlib.suppress(OSError):  # some containers do not let a process say so
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
+        resource.setrlimit(limit, (0, 0))
 
 
 def main(decode: Decode = decode_clips) -> None:
@@ -267,10 +241,12 @@ def main(decode: Decode = decode_clips) -> None:
     _die_with_parent(args.parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent acts
     faulthandler.enable()  # a crash then says where, on the stderr that the parent quotes
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     av.logging.set_level(None)
+    connection = socket.socket(fileno=args.socket_fd)
     try:
-        _Child(Connection(args.socket_fd), args.ring_fd, args.video_fd, decode).serve()
+        child = _Child(connection, args.ring_fd, args.video_fd, decode)
+        _give_up_rights()
+        child.serve()
     except (EOFError, ConnectionError):
         return  # the parent closed the pool
 

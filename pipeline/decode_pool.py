@@ -1,10 +1,13 @@
 """A pool of decoder children that survives whatever a video does to them.
 
 One manager thread owns the children: it starts, feeds, watches, kills and reaps them, and turns
-their messages into events. Callers only put videos in and take events out. A child that dies, makes
-no progress or takes too much memory costs one video, which is tried once more by a fresh child
-with twice the limits. (The thread lives as long as the pool because the kernel kills a child when
-the *thread* that started it ends.)
+their messages into events. Callers only put videos in and take events out. (The thread lives as
+long as the pool because the kernel kills a child when the *thread* that started it ends.)
+
+A child that dies, makes no progress, takes too much or talks nonsense costs one video. That video
+is tried once more, alone: by a fresh child, with twice the limits, and that child is replaced
+afterwards, so that neither an earlier video can spoil the second try nor it a later one. A child
+that somebody else has killed says nothing of its video, which is then simply begun again.
 
 A child whose ring is full waits for a clip to be released, for as long as it takes: that is the
 back pressure, and no lack of progress.
@@ -14,72 +17,40 @@ from __future__ import annotations
 
 import os
 import queue
+import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from dataclasses import replace
+from multiprocessing.connection import wait
 
-from pipeline.decode_child import Message, read_clip, read_summary, receive
+from pipeline.decode import REASONS
+from pipeline.decode_events import (
+    ClipDecoded,
+    Event,
+    PoolUse,
+    VideoDecoded,
+    VideoFailed,
+    VideoRetried,
+)
+from pipeline.decode_messages import Message, read_summary, receive, text
 from pipeline.decode_process import ChildProcess, Job
 from pipeline.errors import RunError
-from pipeline.records import Clip, ClipPlan, DecodeSummary, VideoLimits
+from pipeline.records import ClipPlan, VideoLimits
 
 CHILD_REASONS = ("no_progress", "crash", "memory")
 """Reasons of the pool, beside `pipeline.decode.REASONS`: what a video did to its child."""
 MAX_SLOTS = 64
 """Clips in a ring at most: their release messages must fit the socket unread."""
-MAX_FAILED_STARTS = 3
-"""Children in a row that may fail to start before the pool gives up."""
+MAX_FAILED_STARTS = 5
+"""Children in a row that may fail to start before the pool gives up; those that somebody else
+killed do not count, unless none has started for `START_SECONDS`."""
+MAX_KILLS = 5
+"""Children that somebody else may kill under one video before it is suspected: the kernel does so
+when memory runs out."""
 START_SECONDS = 120.0
 """Time a child may take to import what it needs."""
 _POLL_SECONDS = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class ClipDecoded:
-    """One clip of a video; clips of one rate come in order."""
-
-    ticket: int
-    """The video, as named in `DecodePool.submit`."""
-    clip: Clip
-    """Its ``frames`` lie in the child's ring: valid until ``release()``."""
-    release: Callable[[], None]
-    """To be called once, from any thread, when the frames were used or copied."""
-
-
-@dataclass(frozen=True, slots=True)
-class VideoRetried:
-    """The video's child was lost: forget its clips so far (but release them); all come again."""
-
-    ticket: int
-    """The video."""
-
-
-@dataclass(frozen=True, slots=True)
-class VideoDecoded:
-    """The video is done; its last clip came before this."""
-
-    ticket: int
-    """The video."""
-    summary: DecodeSummary
-    """How it went."""
-
-
-@dataclass(frozen=True, slots=True)
-class VideoFailed:
-    """The video is condemned; its clips so far are to be forgotten (and released)."""
-
-    ticket: int
-    """The video."""
-    reason: str
-    """One of `pipeline.decode.REASONS` or `CHILD_REASONS`."""
-    message: str
-    """What happened, for a person."""
-
-
-Event = ClipDecoded | VideoRetried | VideoDecoded | VideoFailed
 
 
 class DecodePool:
@@ -112,7 +83,7 @@ class DecodePool:
     ) -> None:
         if num_children < 1:
             raise ValueError(f"a decode pool needs at least 1 child, got {num_children}")
-        self._num_children, self._plan, self._limits = num_children, plan, limits
+        self._wanted, self._plan, self._limits = num_children, plan, limits
         self._num_slots = min(MAX_SLOTS, max(2, ring_bytes // plan.clip_bytes))
         self._max_videos, self._max_rss_bytes = max_videos_per_child, max_child_rss_bytes
         self._child_module = child_module
@@ -121,6 +92,12 @@ class DecodePool:
         self._retries: deque[Job] = deque()
         self._children: list[ChildProcess] = []
         self._failed_starts = 0
+        self._failing_since: float | None = None
+        self._start_again_at = 0.0
+        self._spent_at = time.monotonic()
+        self._child_seconds = self._busy_seconds = self._full_seconds = 0.0
+        self._peak_rss_bytes = 0
+        self._watched_at = 0.0
         self._error: BaseException | None = None
         self._closing = False
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -143,14 +120,42 @@ class DecodePool:
         return sum(child.job is not None for child in tuple(self._children))
 
     @property
+    def num_children(self) -> int:
+        """Children that are wanted; retiring ones may still be at work beside them."""
+        return self._wanted
+
+    @property
     def num_waiting(self) -> int:
         """Children whose ring is full: the callers are slower than the decoders."""
-        return sum(child.job is not None and child.ring.is_full for child in tuple(self._children))
+        return sum(child.job is not None and child.is_waiting for child in tuple(self._children))
 
     @property
     def num_queued(self) -> int:
         """Videos that no child has begun."""
         return len(self._submitted) + len(self._retries)
+
+    def resize(self, num_children: int) -> None:
+        """Have another number of children: missing ones start at once, idle ones are retired.
+
+        A child that is too many but has a video finishes it first.
+        """
+        if num_children < 1:
+            raise ValueError(f"a decode pool needs at least 1 child, got {num_children}")
+        self._wanted = num_children
+        self._wake()
+
+    def use(self) -> PoolUse:
+        """How the children have spent their time, as of a moment ago."""
+        children = tuple(self._children)
+        busy = [child for child in children if child.job is not None]
+        now = time.monotonic()
+        return PoolUse(
+            child_seconds=self._child_seconds,
+            busy_seconds=self._busy_seconds + sum(now - child.began_at for child in busy),
+            full_seconds=self._full_seconds + sum(child.full_seconds for child in busy),
+            ring_bytes=sum(child.ring.num_bytes for child in children),
+            peak_rss_bytes=max([self._peak_rss_bytes, *(c.peak_rss_bytes() for c in children)]),
+        )
 
     def submit(self, ticket: int, data: bytes) -> None:
         """Queue a video; never waits, so the caller bounds what is in flight.
@@ -161,7 +166,7 @@ class DecodePool:
         """
         self._raise_if_broken()
         self._submitted.append(Job(ticket, data))
-        os.eventfd_write(self._wake_fd, 1)
+        self._wake()
 
     def next_event(self, timeout_seconds: float) -> Event | None:
         """The next event, or None when none came in time. Events of one video come in order."""
@@ -178,9 +183,12 @@ class DecodePool:
         if self._closing:
             return
         self._closing = True
-        os.eventfd_write(self._wake_fd, 1)
+        self._wake()
         self._thread.join()
         os.close(self._wake_fd)
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._wake_fd, 1)
 
     def _raise_if_broken(self) -> None:
         if self._error is not None:
@@ -193,11 +201,10 @@ class DecodePool:
     def _run(self) -> None:
         try:
             while not self._closing:
-                self._start_missing()
+                self._fit_number()
                 self._assign()
                 self._listen()
-                for child in tuple(self._children):
-                    self._watch(child)
+                self._watch()
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             self._error = error
             self._events.put(None)
@@ -206,8 +213,16 @@ class DecodePool:
                 child.kill()
             self._children = []
 
-    def _start_missing(self) -> None:
-        while len(self._children) < self._num_children:
+    def _fit_number(self) -> None:
+        """Retire what is idle and too many or in the way of a second try; start what is missing."""
+        idle = [child for child in self._children if child.is_ready and child.job is None]
+        idle.sort(key=lambda child: child.num_videos, reverse=True)
+        num_retired = max(0, len(self._children) - self._wanted)
+        if self._retries and all(child.num_videos for child in self._children):
+            num_retired = max(1, num_retired)
+        for child in idle[:num_retired]:
+            self._remove(child)
+        while len(self._children) < self._wanted and time.monotonic() >= self._start_again_at:
             self._children.append(
                 ChildProcess(self._child_module, self._plan, self._limits, self._num_slots)
             )
@@ -216,9 +231,10 @@ class DecodePool:
         for child in self._children:
             if not child.is_ready or child.job is not None:
                 continue
-            # Every retry cost a child, so a fresh one is here or on its way.
             if self._retries and child.num_videos == 0:
-                child.begin(self._retries.popleft())
+                job = self._retries.popleft()
+                child.is_spent = job.factor > 1
+                child.begin(job)
             elif self._submitted:
                 child.begin(self._submitted.popleft())
 
@@ -230,83 +246,118 @@ class DecodePool:
         for source in wait([self._wake_fd, *by_source], timeout):  # type: ignore[list-item] # stubs know no eventfd
             if source == self._wake_fd:
                 os.eventfd_read(self._wake_fd)
-            elif isinstance(source, Connection):
+            elif isinstance(source, socket.socket):
                 self._read(by_source[source])
             elif by_source[source] in self._children:  # not lost a moment ago
                 by_source[source].read_stderr()
 
     def _read(self, child: ChildProcess) -> None:
+        """All that a child has said; at most a ring of clips and a verdict, if it is honest."""
         try:
-            while child.connection.poll():
-                self._handle(child, receive(child.connection))
+            for _ in range(2 * MAX_SLOTS):
+                self._handle(child, receive(child.connection, wait=False))
                 if child not in self._children:
                     return
+        except BlockingIOError:
+            return
         except (EOFError, ConnectionError):
-            self._lose(child, "crash", child.last_words())
+            words, was_killed = child.last_words()
+            self._lose(child, "crash", words, was_killed=was_killed)
+        except ValueError as error:
+            self._lose(child, "crash", f"the child talks nonsense: {error}")
 
     def _handle(self, child: ChildProcess, message: Message) -> None:
-        kind, job = message["kind"], child.job
-        if kind == "ready":
-            child.is_ready, self._failed_starts = True, 0
-            return
-        assert job is not None
-        if kind == "clip":
-            clip = read_clip(message, child.ring)
-            self._events.put(ClipDecoded(job.ticket, clip, child.releaser(message["slot"])))
-        elif kind == "decoded":
-            self._finish(child)
-            self._events.put(VideoDecoded(job.ticket, read_summary(message)))
-        elif message["reason"] in CHILD_REASONS:
-            self._lose(child, message["reason"], message["message"])
-        else:
-            self._finish(child)
-            self._events.put(VideoFailed(job.ticket, message["reason"], message["message"]))
+        """Turn a message into an event.
 
-    def _finish(self, child: ChildProcess) -> None:
-        """Runs before the video's last event is given out, so that counters are up to date then."""
+        Raises:
+            ValueError: no honest child says that.
+        """
+        kind, job = text(message, "kind"), child.job
+        if kind == "ready" and not child.is_ready:
+            child.is_ready, self._failed_starts, self._failing_since = True, 0, None
+            return
+        if job is None:
+            raise ValueError(f"{kind} without a video")
+        if kind == "clip":
+            clip, release = child.take_clip(message)
+            self._events.put(ClipDecoded(job.ticket, clip, release))
+            if sum(child.num_clips.values()) > self._limits.clips:
+                raise ValueError(f"more than {self._limits.clips} clips")
+        elif kind == "decoded":
+            summary = read_summary(message, self._plan)
+            if {fps: n for fps, n in summary.num_clips.items() if n} != child.num_clips:
+                raise ValueError(f"gave {child.num_clips} clips, counts {summary.num_clips}")
+            self._finish(child, VideoDecoded(job.ticket, summary))
+        elif (reason := text(message, "reason")) in CHILD_REASONS:
+            self._lose(child, reason, text(message, "message"))
+        elif reason in REASONS:
+            self._finish(child, VideoFailed(job.ticket, reason, text(message, "message")))
+        else:
+            raise ValueError(f"{kind} for reason {reason!r}")
+
+    def _finish(self, child: ChildProcess, event: VideoDecoded | VideoFailed) -> None:
+        """A video's last event; counters are up to date when it is given out."""
+        self._count_use(child)
         child.job = None
-        if child.num_videos >= self._max_videos or child.rss_bytes() > self._max_rss_bytes:
+        if (
+            child.is_spent
+            or child.num_videos >= self._max_videos
+            or child.rss_bytes() > self._max_rss_bytes
+        ):
             self.num_recycled += 1
             self._remove(child)
+        self._events.put(event)
 
-    def _watch(self, child: ChildProcess) -> None:
-        """Kill a child that does not start, stands still or has grown too large."""
+    def _count_use(self, child: ChildProcess) -> None:
+        self._busy_seconds += time.monotonic() - child.began_at
+        self._full_seconds += child.full_seconds
+
+    def _watch(self) -> None:
+        """Kill children that do not start, stand still or cost too much."""
         now = time.monotonic()
-        if not child.is_ready:
-            if now - child.moved_at > START_SECONDS:
+        self._child_seconds += (now - self._spent_at) * len(self._children)
+        self._spent_at = now
+        if now - self._watched_at < min(_POLL_SECONDS, self._limits.no_progress_seconds / 4):
+            return
+        self._watched_at = now
+        for child in tuple(self._children):
+            if not child.is_ready and now - child.began_at > START_SECONDS:
                 self._lose(child, "crash", f"not ready after {START_SECONDS:g} s")
-            return
-        if child.job is None:
-            return
-        factor = child.job.factor
-        child.note_progress(now)
-        still = factor * self._limits.no_progress_seconds
-        if now - child.moved_at > still:
-            self._lose(child, "no_progress", f"no packet and no frame for {still:g} s")
-            return
-        # The child's own limit answers sooner, unless a library allocates around it.
-        allowed = factor * self._limits.child_memory_bytes
-        grown = child.rss_bytes() - child.rss_at_begin_bytes
-        if grown > allowed:
-            self._lose(child, "memory", f"took {grown} bytes of memory, {allowed} are allowed")
+            elif child.job is not None and (trouble := child.trouble(now)) is not None:
+                self._lose(child, *trouble)
 
-    def _lose(self, child: ChildProcess, reason: str, message: str) -> None:
+    def _lose(
+        self, child: ChildProcess, reason: str, message: str, *, was_killed: bool = False
+    ) -> None:
         """Replace a child; its video gets a second chance, or is condemned."""
+        job = child.job
+        if job is not None:
+            self._count_use(child)
+        child.job = None
         self._remove(child)
         self.num_restarts += 1
-        job = child.job
         if not child.is_ready:
-            self._failed_starts += 1
-            if self._failed_starts >= MAX_FAILED_STARTS:
-                raise RunError(
-                    f"decoder children cannot start ({self._failed_starts} tried): {message}"
-                )
+            self._note_failed_start(message, was_killed=was_killed)
+        elif job is not None and was_killed and job.num_kills < MAX_KILLS:
+            self._try_again(replace(job, num_kills=job.num_kills + 1))
         elif job is not None and job.factor == 1:
-            self._retries.append(Job(job.ticket, job.data, factor=2))
-            self._events.put(VideoRetried(job.ticket))
+            self._try_again(replace(job, factor=2))
         elif job is not None:
             self._events.put(VideoFailed(job.ticket, reason, message))
 
+    def _note_failed_start(self, message: str, *, was_killed: bool) -> None:
+        now = time.monotonic()
+        self._start_again_at = now + _POLL_SECONDS
+        self._failed_starts += not was_killed
+        self._failing_since = self._failing_since or now
+        if self._failed_starts >= MAX_FAILED_STARTS or now - self._failing_since > START_SECONDS:
+            raise RunError(f"decoder children cannot start: {message}")
+
+    def _try_again(self, job: Job) -> None:
+        self._retries.append(job)
+        self._events.put(VideoRetried(job.ticket))
+
     def _remove(self, child: ChildProcess) -> None:
+        self._peak_rss_bytes = max(self._peak_rss_bytes, child.peak_rss_bytes())
         child.kill()
         self._children.remove(child)

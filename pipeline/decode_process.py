@@ -1,7 +1,8 @@
 """One decoder child as its parent sees it: its process, its socket, its two memory files.
 
-What to do about a child is decided in `pipeline.decode_pool`; here is how. Everything but the
-releasers belongs to the pool's manager thread.
+What becomes of its video when something is wrong with it is decided in `pipeline.decode_pool`; here
+is how to notice. Everything but the releasers belongs to the pool's manager thread. Nothing that
+the child says is taken on trust, and nothing here waits for it.
 """
 
 from __future__ import annotations
@@ -9,20 +10,27 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
-from pipeline.decode_child import Ring, send, settings_message
-from pipeline.records import ClipPlan, VideoLimits
+from pipeline.decode_child import Ring
+from pipeline.decode_messages import Message, read_clip, send, settings_message, socket_pair
+from pipeline.records import Clip, ClipPlan, VideoLimits
 
 _STDERR_BYTES = 4096
+_INHERITED = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "COVERAGE_PROCESS_START")
+"""Environment that a child gets; credentials of storage are none of its business."""
+_PAGE_BYTES, _TICKS = os.sysconf("SC_PAGESIZE"), os.sysconf("SC_CLK_TCK")
+WALL_PER_CPU = 4
+"""Time that decoding may take, waiting for its ring apart, on the CPU time that it may."""
+REAP_SECONDS = 5.0
+"""Longest wait for a process that was killed, or has closed its socket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +43,8 @@ class Job:
     """The encoded file."""
     factor: int = 1
     """On the limits: 1 the first time, 2 the second and last time."""
+    num_kills: int = 0
+    """Children that somebody else killed while they had it."""
 
 
 class ChildProcess:
@@ -48,38 +58,42 @@ class ChildProcess:
     """
 
     def __init__(self, module: str, plan: ClipPlan, limits: VideoLimits, num_slots: int) -> None:
-        self._limits = limits
-        ours, theirs = socket.socketpair()
+        self._plan, self._limits, self._num_slots = plan, limits, num_slots
+        self.connection, theirs = socket_pair()
         ring_fd = os.memfd_create("clips", os.MFD_CLOEXEC)
         self._video_fd = os.memfd_create("video", os.MFD_CLOEXEC)
         self.ring = Ring(ring_fd, plan, num_slots)
         self.process = self._spawn(module, theirs.fileno(), ring_fd, self._video_fd)
         theirs.close()
         os.close(ring_fd)
-        self.connection = Connection(ours.detach())
         assert self.process.stderr is not None
         self.stderr_fd = self.process.stderr.fileno()
         os.set_blocking(self.stderr_fd, False)
         self._stderr = b""
         self._lock = threading.Lock()
         self._is_alive = True
+        self._held: set[int] = set()
+        self._num_clips: Counter[float] = Counter()
         self.is_ready = False
         """It has imported what it needs and takes videos."""
         self.job: Job | None = None
         """The video that it has."""
         self.num_videos = 0
         """Videos handed to it so far."""
-        self.moved_at = time.monotonic()
-        """When progress was last seen."""
-        self.rss_at_begin_bytes = 0
-        """`rss_bytes` when its video was handed over."""
+        self.is_spent = False
+        """It is to be replaced after its video."""
+        self._moved_at = self.began_at = time.monotonic()
+        self._rss_at_begin_bytes = 0
+        self._cpu_at_begin_seconds = 0.0
+        self._full_at_begin_seconds = 0.0
         self._progress = 0
         with contextlib.suppress(ConnectionError):  # already dead: its socket's end tells
-            send(self.connection, settings_message(plan, limits, num_slots))
+            send(self.connection, settings_message(plan, limits, num_slots), wait=False)
 
     @staticmethod
     def _spawn(module: str, socket_fd: int, ring_fd: int, video_fd: int) -> subprocess.Popen[bytes]:
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         # The parent's own path, so that the child finds the same code wherever it is started.
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         numbers = {
@@ -94,24 +108,49 @@ class ChildProcess:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             pass_fds=(socket_fd, ring_fd, video_fd),
-            env=os.environ | threads | {"PYTHONPATH": path},
+            env=inherited | threads | {"PYTHONPATH": path},
         )
 
     def begin(self, job: Job) -> None:
         """Hand over a video; a child that has just died is noticed by its socket."""
         self.job = job
         self.num_videos += 1
-        self.moved_at, self.rss_at_begin_bytes = time.monotonic(), self.rss_bytes()
+        self._num_clips.clear()
+        self._moved_at = self.began_at = time.monotonic()
+        self._rss_at_begin_bytes = self.rss_bytes()
+        self._cpu_at_begin_seconds = self.cpu_seconds()
+        self._full_at_begin_seconds = self.ring.full_seconds
         os.ftruncate(self._video_fd, 0)
         view = memoryview(job.data)
         while view:
             view = view[os.pwrite(self._video_fd, view, len(job.data) - len(view)) :]
         memory_bytes = job.factor * self._limits.child_memory_bytes
         message = {"kind": "video", "num_bytes": len(job.data), "memory_bytes": memory_bytes}
-        with self._lock, contextlib.suppress(ConnectionError):
-            send(self.connection, message)
+        with self._lock, contextlib.suppress(ConnectionError, BlockingIOError):
+            send(self.connection, message, wait=False)
 
-    def releaser(self, slot: int) -> Callable[[], None]:
+    def take_clip(self, message: Message) -> tuple[Clip, Callable[[], None]]:
+        """The clip of a message, and what releases its slot.
+
+        Raises:
+            ValueError: the message is wrong, or it is not this clip's turn.
+        """
+        clip, slot, shape = read_clip(message, self._plan)
+        with self._lock:
+            if slot >= self._num_slots or slot in self._held:
+                raise ValueError(f"slot {slot} is not free")
+            if clip.clip_index != self._num_clips[clip.fps]:
+                raise ValueError(f"clip {clip.clip_index} at {clip.fps} fps comes out of order")
+            self._held.add(slot)
+            self._num_clips[clip.fps] += 1
+        return clip.with_frames(self.ring.clip(slot, shape)), self._releaser(slot)
+
+    @property
+    def num_clips(self) -> dict[float, int]:
+        """Clips of its video so far, by rate."""
+        return dict(self._num_clips)
+
+    def _releaser(self, slot: int) -> Callable[[], None]:
         """What gives this slot back, once; without effect on a child that is gone."""
         released = False
 
@@ -121,25 +160,70 @@ class ChildProcess:
                 if released:
                     raise RuntimeError("this clip was released before")
                 released = True
+                self._held.discard(slot)
                 if self._is_alive:
-                    with contextlib.suppress(ConnectionError):
-                        send(self.connection, {"kind": "release", "slot": slot})
+                    # a child that reads nothing is standing still, and is noticed by that
+                    with contextlib.suppress(ConnectionError, BlockingIOError):
+                        send(self.connection, {"kind": "release", "slot": slot}, wait=False)
 
         return release
 
-    def note_progress(self, now: float) -> None:
-        """Restart the clock when the child has moved, or waits for us."""
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits for a clip to be released; to say so while none is held is a lie."""
+        return bool(self._held) and self.ring.is_full
+
+    @property
+    def full_seconds(self) -> float:
+        """Time that it has waited for its ring with the video that it has; never more than all."""
+        full = self.ring.full_seconds - self._full_at_begin_seconds
+        return max(0.0, min(full, time.monotonic() - self.began_at))
+
+    def trouble(self, now: float) -> tuple[str, str] | None:
+        """Reason and message when its video must be taken from it; None while all is well."""
+        assert self.job is not None
+        factor, limits = self.job.factor, self._limits
         progress = self.ring.progress
-        if progress != self._progress or self.ring.is_full:
-            self._progress, self.moved_at = progress, now
+        if progress != self._progress or self.is_waiting:
+            self._progress, self._moved_at = progress, now
+        still = factor * limits.no_progress_seconds
+        if now - self._moved_at > still:
+            return "no_progress", f"no packet and no frame for {still:g} s"
+        # The child looks after both of these itself, unless a library goes around it.
+        seconds = factor * (limits.cpu_seconds + limits.no_progress_seconds)
+        if self.cpu_seconds() - self._cpu_at_begin_seconds > seconds:
+            return "too_much_work", f"not decoded after {seconds:g} s of CPU time"
+        seconds *= WALL_PER_CPU
+        if now - self.began_at - self.full_seconds > seconds:
+            return "too_much_work", f"not decoded after {seconds:g} s"
+        allowed = factor * limits.child_memory_bytes
+        grown = self.rss_bytes() - self._rss_at_begin_bytes
+        if grown > allowed:
+            return "memory", f"took {grown} bytes of memory, {allowed} are allowed"
+        return None
 
     def rss_bytes(self) -> int:
         """Memory of its own, without the shared ring and the video's bytes; 0 when it is gone."""
+        fields = self._proc("statm").split()
+        return (int(fields[1]) - int(fields[2])) * _PAGE_BYTES if fields else 0
+
+    def peak_rss_bytes(self) -> int:
+        """The most memory it ever had, what it shares included; 0 when it is gone."""
+        for line in self._proc("status").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+        return 0
+
+    def cpu_seconds(self) -> float:
+        """CPU time it has used; 0 when it is gone."""
+        fields = self._proc("stat").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS if fields else 0.0
+
+    def _proc(self, name: str) -> str:
         try:
-            fields = Path(f"/proc/{self.process.pid}/statm").read_text().split()
+            return Path(f"/proc/{self.process.pid}/{name}").read_text()
         except OSError:
-            return 0
-        return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGESIZE")
+            return ""
 
     def read_stderr(self) -> None:
         """Take what the child wrote, keep the end of it."""
@@ -147,16 +231,20 @@ class ChildProcess:
             while text := os.read(self.stderr_fd, 1 << 16):
                 self._stderr = (self._stderr + text)[-_STDERR_BYTES:]
 
-    def last_words(self) -> str:
-        """How it died and what it said; to be asked when its socket has closed."""
+    def last_words(self) -> tuple[str, bool]:
+        """How it died and what it said, and whether somebody else killed it.
+
+        To be asked when its socket has closed.
+        """
         try:
-            code = self.process.wait(timeout=5)
+            code = self.process.wait(timeout=REAP_SECONDS)
         except subprocess.TimeoutExpired:
-            return "closed its socket and stayed"
+            return "closed its socket and stayed", False
         self.read_stderr()
-        cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        cause = f"killed by {_signal_name(-code)}" if code < 0 else f"exit status {code}"
         words = self._stderr.decode(errors="replace").strip()
-        return f"{cause}; stderr: {words}" if words else cause
+        was_killed = code in (-signal.SIGKILL, -signal.SIGTERM)
+        return (f"{cause}; stderr: {words}" if words else cause), was_killed
 
     def kill(self) -> None:
         """Kill, reap and close; the ring stays mapped while a clip of it is held."""
@@ -164,7 +252,20 @@ class ChildProcess:
             self._is_alive = False
             self.connection.close()
         self.process.kill()
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel: reaped later
+            self.process.wait(timeout=REAP_SECONDS)
         assert self.process.stderr is not None
         self.process.stderr.close()
         os.close(self._video_fd)
+
+
+def _signal_name(number: int) -> str:
+    """SIGSEGV and the like; real-time signals have no name.
+
+    >>> _signal_name(11), _signal_name(40)
+    ('SIGSEGV', 'signal 40')
+    """
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -75,9 +75,15 @@ class VideoLimits:
     pixels: int = 8192 * 8192
     """Rows times columns of the coded picture, checked before a frame is decoded."""
     frames: int = 1_000_000
-    """Decoded frames."""
+    """Decoded frames; of packets, all streams together, `PACKETS_PER_FRAME` times as many."""
+    streams: int = 64
+    """Streams of all kinds in the file."""
+    clips: int = 250_000
+    """Clips (whole: pieces), all target rates together."""
     duration_seconds: float = 6 * 3600.0
     """Length by the container's word and by the timestamps seen."""
+    cpu_seconds: float = 6 * 3600.0
+    """CPU time of decoding; a video is allowed less by what it announces, see `cpu_allowance`."""
     no_progress_seconds: float = 30.0
     """Time without a new frame, after which the decoder child is killed."""
     child_memory_bytes: int = 4 << 30
@@ -123,9 +129,13 @@ class Clip:
     frames: npt.NDArray[np.uint8]
     """uint8 ``[T, H, W, 3]``, RGB."""
 
+    def with_frames(self, frames: npt.NDArray[np.uint8]) -> Clip:
+        """The same clip with other pixels."""
+        return replace(self, frames=frames)
+
     def without_frames(self) -> Clip:
         """The same clip with no pixels: frames may be a view that must not be kept."""
-        return replace(self, frames=np.empty((0, 0, 0, 3), dtype=np.uint8))
+        return self.with_frames(np.empty((0, 0, 0, 3), dtype=np.uint8))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from pipeline.balance import bounds
 from pipeline.config import DatasetKind, Device, Numerics, Packing, RunConfig
 from pipeline.encode import EncoderSpec
 from pipeline.errors import ConfigError
@@ -33,8 +34,6 @@ CPU_BATCH_CLIPS, GPU_BATCH_CLIPS = 1, 8
 """Default B: a CPU gains nothing from more than one clip."""
 WHOLE_PIECE_FRAMES = 16
 """Default frames of a piece in sampling.mode=whole, as in the published streaming mode."""
-MAX_DECODERS = 8
-"""Default bound on the decoder children of a worker."""
 
 _NOT_THE_MODEL = {
     "official",
@@ -314,7 +313,8 @@ def worker_spec(
         raise ConfigError("encoder.device=cuda, but there is no GPU here; use auto or cpu")
     device = "cuda" if has_gpus and encoder.device is not Device.cpu else "cpu"
     default_batch = GPU_BATCH_CLIPS if device == "cuda" else CPU_BATCH_CLIPS
-    spare = int(cores) - encoder.threads
+    own_cores = int(min(cores, run.cluster.cpus_per_worker or cores))
+    start, most = bounds(given=encoder.decoders, cores=own_cores, threads=encoder.threads)
     return WorkerSpec(
         encoder=EncoderSpec(
             tokenizer=model_config(run),
@@ -333,7 +333,8 @@ def worker_spec(
         read_rules=read_rules(run),
         read_ahead_bytes=run.limits.read_ahead_bytes,
         range_bytes=run.limits.range_bytes,
-        decoders=encoder.decoders or max(1, min(MAX_DECODERS, spare)),
+        decoders=start,
+        most_decoders=most,
         commit_rules=commit_rules(run),
         output_root=normalise_url(run.output.root),
         output_options=dict(run.output.storage_options),

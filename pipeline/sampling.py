@@ -119,6 +119,21 @@ def clip_ticks(index: int, plan: ClipPlan) -> range:
     return range(index * plan.stride_frames, index * plan.stride_frames + plan.clip_frames)
 
 
+def expected_clips(duration_seconds: Fraction, rate: Fraction, plan: ClipPlan) -> int:
+    """Whole clips (whole: pieces) of one rate in a video of this length, known before decoding.
+
+    >>> plan = ClipPlan(fps=(8.0,), clip_frames=17, stride_frames=17, max_clips_per_video=None,
+    ...     tail=TailPolicy.drop, buckets=((64, 64),))
+    >>> expected_clips(Fraction(6 * 3600), Fraction(8), plan)
+    10164
+    """
+    num_ticks = first_tick(duration_seconds, rate)
+    first = clip_ticks(0, plan).stop
+    number = (num_ticks - first) // plan.stride_frames + 1 if num_ticks >= first else 0
+    bound = plan.max_clips_per_video
+    return number if bound is None else min(number, bound)
+
+
 def tail_frames(num_ticks: int, num_whole_clips: int, plan: ClipPlan) -> int | None:
     """Frames that count in the clip to pad at a video's end; None when there is none.
 

@@ -23,6 +23,13 @@ from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
 from pipeline.errors import VideoError
+from pipeline.limits import (
+    check_duration,
+    check_frames,
+    check_pixels,
+    check_streams,
+    ffmpeg_max_pixels,
+)
 from pipeline.records import VideoLimits
 from pipeline.sampling import last_frame_duration, mean_rate
 
@@ -115,16 +122,16 @@ def scan(data: bytes, limits: VideoLimits, on_progress: Callable[[], None]) -> A
             ``too_many_frames``, ``too_long``, ``truncated`` or ``decode_error``.
     """
     with open_video(data, limits) as container:
+        check_streams(len(container.streams), limits)
         stream = video_stream(container)
         check_pixels(stream.codec_context.width, stream.codec_context.height, limits)
         check_duration(_header_seconds(container), limits)
         packets = _Packets(stream)
         try:
-            for packet in container.demux():
+            for number, packet in enumerate(container.demux(), 1):
                 on_progress()
                 packets.add(packet)
-                if packets.num_frames > limits.frames:
-                    raise VideoError("too_many_frames", f"more than {limits.frames} frames")
+                check_frames(packets.num_frames, limits, num_packets=number)
         except FFmpegError as error:
             if isinstance(error, MemoryError):
                 raise
@@ -207,38 +214,6 @@ class _Packets:
             return statistics.median_low(known)
         rate = self._stream.average_rate or DEFAULT_RATE
         return max(1, round(1 / rate / self.time_base))
-
-
-def check_pixels(width: int, height: int, limits: VideoLimits) -> None:
-    """Refuse pictures above the limit; to be called before one is decoded.
-
-    Raises:
-        VideoError: ``too_many_pixels``.
-    """
-    if width * height > limits.pixels:
-        raise VideoError(
-            "too_many_pixels", f"{width}x{height} pictures, at most {limits.pixels} pixels allowed"
-        )
-
-
-def check_duration(seconds: Fraction | None, limits: VideoLimits) -> None:
-    """Refuse videos that are longer than allowed; None (unknown) passes.
-
-    Raises:
-        VideoError: ``too_long``.
-    """
-    if seconds is not None and seconds > limits.duration_seconds:
-        raise VideoError(
-            "too_long", f"{float(seconds):.1f} s, at most {limits.duration_seconds:g} s allowed"
-        )
-
-
-def ffmpeg_max_pixels(limits: VideoLimits) -> str:
-    """The bound inside FFmpeg, for sizes that change while a packet is decoded.
-
-    Well above ours: FFmpeg counts padded rows, and the exact bound is checked by us.
-    """
-    return str(min(2 * limits.pixels + (1 << 20), 2**31 - 1))
 
 
 def describe(error: FFmpegError) -> str:

@@ -170,8 +170,9 @@ class Scheduler:
     def _finish(self, shard: str) -> None:
         self._done.add(shard)
         self._tally.done_shards += 1
-        for copy in self._leases.of_shard(shard):
-            self._workers.ask(copy.owner, copy.attempt, Wish.abandon)
+        for other in self._leases.of_shard(shard):
+            other.is_asked = True
+            self._workers.ask(other.owner, other.attempt, Wish.abandon)
 
     def _take_failure(self, finished: Finished) -> None:
         error, shard = finished.error, finished.task.shard
@@ -276,14 +277,18 @@ class Scheduler:
 
     def _copy(self, lease: Lease) -> None:
         """Give a straggler to an idle worker as well; whoever is faster wins, by its receipts."""
+        shard = lease.task.shard.name
         try:
-            task = continued(lease.task, self._read_again(lease.task.shard.name))
+            state = self._read_again(shard)
         except ShardError as away:
-            logger.warning("no copy of %s now: %s", lease.task.shard.name, away)
+            logger.warning("no copy of %s now: %s", shard, away)
             return
-        copy = self._leases.copy(task, self._clock())
+        if state.is_final:  # by another driver
+            self._finish(shard)
+            return
+        copy = self._leases.copy(continued(lease.task, state), self._clock())
         self._tally.copies += 1
-        logger.info("%s takes long: a copy goes to %s", task.shard.name, copy.owner)
+        logger.info("%s takes long: a copy goes to %s", shard, copy.owner)
         self._workers.submit(copy.owner, copy.task)
 
     def _count(self) -> None:

@@ -22,14 +22,8 @@ from pipeline.attempts import Wish, WorkerReport
 from pipeline.batcher import ClipBatcher, GathersClips, Rows
 from pipeline.canary import Canary
 from pipeline.counters import Counters
-from pipeline.decode_pool import (
-    ClipDecoded,
-    DecodePool,
-    Event,
-    VideoDecoded,
-    VideoFailed,
-    VideoRetried,
-)
+from pipeline.decode_events import ClipDecoded, Event, VideoDecoded, VideoFailed, VideoRetried
+from pipeline.decode_pool import DecodePool
 from pipeline.encode import ClipEncoder, Encoder
 from pipeline.errors import (
     Abandoned,
@@ -47,6 +41,7 @@ from pipeline.reader import source_of
 from pipeline.receipts import Receipt
 from pipeline.records import CanaryMode, SamplingMode
 from pipeline.segments import OpenVideo, SegmentWriter, ShardTask
+from pipeline.steering import Steering
 from pipeline.storage import Storage
 from pipeline.streams import StreamBatcher
 from pipeline.worker_spec import WorkerSpec
@@ -95,6 +90,7 @@ class Worker:
         self._stopped = threading.Event()
         self._broken: BaseException | None = None
         self.counters = Counters()
+        self._steering = Steering(self._pool, self.counters, most=spec.most_decoders)
         self._threads = [
             threading.Thread(target=self._guarded, args=(step,), name=step.__name__, daemon=True)
             for step in (self._collect, self._encode)
@@ -208,7 +204,7 @@ class Worker:
     def report(self) -> WorkerReport:
         """The counters as they stand, and how far open shards are."""
         with self._changed:
-            self.counters.decoder_restarts = self._pool.num_restarts
+            self._steering.measure()
             return WorkerReport(
                 counters=asdict(self.counters),
                 covered={attempt: one.covered for attempt, one in self._readings.items()},
@@ -297,6 +293,7 @@ class Worker:
         """Take clips from the decoders into batches, and hand batches to the encoder."""
         while not self._stopped.is_set():
             self._take(self._pool.next_event(EVENT_SECONDS))
+            self._steering.look()
             while (batch := self._next_batch()) is not None:
                 self._hand_over(batch)
 
@@ -368,6 +365,7 @@ class Worker:
             result = self._batcher.run(batch, self._encoder)
             with self._changed:
                 self.counters.encode_seconds += time.monotonic() - began
+                self.counters.encoded_clips += len(result)
                 self._note_start()
                 self._keep(self._batcher.encoded(batch, result))
                 self._changed.notify_all()

@@ -23,11 +23,14 @@ class WorkerSpec:
     read_ahead_bytes: int
     range_bytes: int
     decoders: int
+    """Decoder children at the start."""
     commit_rules: CommitRules
     output_root: str
     output_options: Mapping[str, Any]
     input_options: Mapping[str, Any]
     strict_numerics: bool
     """Refuse to write tokens of another numeric environment into OUT."""
+    most_decoders: int | None = None
+    """Children at most, when their number follows the measured waiting; None: it is fixed."""
     canary: CanaryMode = CanaryMode.commit
     """When the encoder's arithmetic is checked."""

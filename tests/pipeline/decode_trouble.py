@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import mmap
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -24,10 +26,16 @@ SOURCE = SourceInfo(
 )
 
 
+def descriptor(name):
+    """What the parent handed over under this name."""
+    return int(next(word for word in sys.argv if word.startswith(f"--{name}=")).split("=")[1])
+
+
 def decode(data, plan, limits, on_progress, new_frames):
     """``clips=N`` clips with their number in every pixel, then the trouble that is asked for."""
     command = data.decode()
-    for index in range(int(re.search(r"clips=(\d+)|$", command).group(1) or 0)):
+    num_clips = int(re.search(r"clips=(\d+)|$", command).group(1) or 0)
+    for index in range(num_clips):
         on_progress()
         frames = new_frames((plan.clip_frames, *plan.buckets[0], 3))
         frames[:] = index
@@ -60,12 +68,27 @@ def decode(data, plan, limits, on_progress, new_frames):
         for _ in range(12):
             time.sleep(0.1)
             on_progress()
+    if say := re.search(r"say=(.*)", command):
+        os.write(descriptor("socket-fd"), say.group(1).encode())
+    if "pretend" in command:  # that the ring is full, while all clips are released
+        ring = mmap.mmap(descriptor("ring-fd"), 16)
+        ring[8:16] = time.monotonic_ns().to_bytes(8, "little")
+        time.sleep(1000)
+    if "for ever" in command:
+        for _ in itertools.repeat(0):
+            time.sleep(0.001)
+            on_progress()
+    if "burn" in command:
+        for _ in itertools.repeat(0):
+            on_progress()
     if "allocate" in command:
         kept = [np.ones(1 << 24, np.uint8) for _ in itertools.repeat(0, 64)]
         kept.clear()
     if "keep" in command:
         decode.leak = np.ones(64 << 20, np.uint8)
-    yield DecodeSummary(source=SOURCE, num_clips={plan.fps[0]: 1}, filtered={}, decode_seconds=0.5)
+    yield DecodeSummary(
+        source=SOURCE, num_clips={plan.fps[0]: num_clips}, filtered={}, decode_seconds=0.5
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Decoding drawn videos: which frames are picked at which times, read back from the pixels."""
 
+import gc
 import itertools
 from fractions import Fraction
 
@@ -180,3 +181,14 @@ def test_progress_counts_packets_and_frames():
     )
     assert isinstance(summary, DecodeSummary)
     assert next(counter) >= 40
+
+
+def test_pixels_go_when_they_were_used_not_when_the_garbage_collector_comes():
+    data = encode(range(60))
+    gc.collect()
+    gc.disable()
+    try:
+        decoded(data, plan_of(30))
+        assert gc.collect() < 60  # the container, not the frames
+    finally:
+        gc.enable()

@@ -10,8 +10,8 @@ import pytest
 import torch
 from av.video.reformatter import Interpolation
 
-from pipeline.decode import RgbScaler
 from pipeline.records import VideoLimits
+from pipeline.scaling import RgbScaler
 from tests.pipeline.media import (
     SIZE,
     constant_yuv,

@@ -1,0 +1,69 @@
+"""What a `pipeline.decode_pool.DecodePool` tells its callers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.records import Clip, DecodeSummary
+
+
+@dataclass(frozen=True, slots=True)
+class ClipDecoded:
+    """One clip of a video; clips of one rate come in order."""
+
+    ticket: int
+    """The video, as named in `DecodePool.submit`."""
+    clip: Clip
+    """Its ``frames`` lie in the child's ring: valid until ``release()``."""
+    release: Callable[[], None]
+    """To be called once, from any thread, when the frames were used or copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoRetried:
+    """The video's child was lost: forget its clips so far (but release them); all come again."""
+
+    ticket: int
+    """The video."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoDecoded:
+    """The video is done; its last clip came before this."""
+
+    ticket: int
+    """The video."""
+    summary: DecodeSummary
+    """How it went."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFailed:
+    """The video is condemned; its clips so far are to be forgotten (and released)."""
+
+    ticket: int
+    """The video."""
+    reason: str
+    """One of `pipeline.decode.REASONS` or `CHILD_REASONS`."""
+    message: str
+    """What happened, for a person."""
+
+
+Event = ClipDecoded | VideoRetried | VideoDecoded | VideoFailed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolUse:
+    """How the children spent their time since the pool was made, and what they hold."""
+
+    child_seconds: float
+    """Time of all children, at work or not."""
+    busy_seconds: float
+    """Time with a video."""
+    full_seconds: float
+    """Of that, time with a full ring: the callers are slower than the decoders."""
+    ring_bytes: int
+    """Shared memory of the rings now."""
+    peak_rss_bytes: int
+    """The most memory that one child ever had, its ring included."""
