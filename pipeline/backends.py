@@ -67,8 +67,12 @@ def open_filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     """
     url = normalise_url(url)
     defaults = S3_DEFAULTS if url.startswith(("s3://", "s3a://")) else {}
+    merged = {**defaults, **options}
+    if defaults:
+        config = {**defaults["config_kwargs"], **options.get("config_kwargs", {})}
+        merged["config_kwargs"] = config
     try:
-        filesystem, path = fsspec.core.url_to_fs(url, **{**defaults, **options})
+        filesystem, path = fsspec.core.url_to_fs(url, **merged)
     except (ImportError, ValueError, TypeError, KeyError) as error:
         raise StorageRefused(f"cannot open {url}: {error}") from error
     if defaults:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.backends import storage_errors
 from pipeline.errors import RunError, ShardError
 from pipeline.reader import Sample, Source, key_digest
 from pipeline.receipts import Receipt, commit, part_name, quarantine_name
@@ -172,7 +173,8 @@ class Committer:
             return None, None
         name = part_name(self._shard.name, span.segment, self.attempt, span.generation)
         path = self._scratch / name
-        digest = write_part(path, rows, self._format, row_group_rows=self._rules.row_group_rows)
+        with storage_errors(f"{self._shard.name}: {path.parent}"):  # the disk may be full
+            digest = write_part(path, rows, self._format, row_group_rows=self._rules.row_group_rows)
         self._storage.publish(path, f"parts/{name}")
         return name, digest
 

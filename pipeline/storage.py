@@ -28,6 +28,9 @@ from pipeline.errors import StorageError, StorageRefused
 from pipeline.listing import Entry, entry_of, files_in
 from pipeline.shards import normalise_url
 
+UPLOAD_BYTES = 50 << 20
+"""Of one step of an upload to S3; a file of twice as many goes up in several."""
+
 _TEMPORARY = ".tmp-"
 
 T = TypeVar("T")
@@ -229,7 +232,7 @@ class Storage:
         """Whole or not at all, also in several parts; an answer may be lost on the way."""
         size, problem = local.stat().st_size, None
         try:
-            self._filesystem.put_file(str(local), self.path(name))
+            self._filesystem.put_file(str(local), self.path(name), chunksize=UPLOAD_BYTES)
         except Exception as error:  # noqa: BLE001 (raised below, unless all has arrived)
             problem = error
         with contextlib.suppress(FileNotFoundError):
