@@ -11,7 +11,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.records import CanaryMode, SamplingMode, TailPolicy
+from pipeline.records import CanaryMode, Retry, SamplingMode, TailPolicy
 from tokenizer import Precision, TokenizerConfig
 
 
@@ -235,7 +235,9 @@ class LimitsConfig:
     child_memory_bytes: int = 4 << 30
     """Memory of one decoder child beyond what it has at its start."""
     read_ahead_bytes: int = 256 << 20
-    """Encoded video held by one worker ahead of its decoders."""
+    """Held by one worker ahead of its decoders: half in ranges of tars, half as encoded videos."""
+    range_bytes: int = 32 << 20
+    """Asked for by one request to an object store; several are on their way at once."""
     max_bad_fraction: float = 0.5
     """The run stops when more than this share of the videos so far was quarantined..."""
     min_videos: int = 100
@@ -296,5 +298,8 @@ class RunConfig:
     """warn about tokens of another numeric environment in OUT, or refuse them (strict)."""
     changed_inputs: ChangedInputs = ChangedInputs.keep
     """keep what was made of a source that has changed since, or redo it."""
+    retry: Retry | None = None
+    """Also try again: quarantined (videos that could not be tokenised, with the limits of now), or
+    incomplete (what lay behind the cut of a tar). Only adds rows; repeat it as often as wanted."""
     dry_run: bool = False
     """Plan and print, change nothing."""

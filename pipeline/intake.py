@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.attempts import Wish
 from pipeline.errors import WorkerLost
-from pipeline.reader import ReadRules, ShardEnd, read_shard, split_digests
+from pipeline.ranges import RangeBuffers
+from pipeline.reader import ReadRules, Sample, ShardEnd, Source, read_shard, split_digests
 from pipeline.segments import OpenVideo, ShardTask
 
 
@@ -44,6 +46,16 @@ class ByteBudget:
             self._changed.notify_all()
 
 
+@dataclass(slots=True)
+class OpenAttempt:
+    """An attempt that is under way, as the driver sees it."""
+
+    wish: Wish | None = None
+    """What the driver asks of it."""
+    covered: int = 0
+    """Bytes (members of a bucket) that are done with, from the task's start."""
+
+
 class ShardReading(threading.Thread):
     """The reader thread of one open shard, and what it has read so far, in order."""
 
@@ -51,8 +63,13 @@ class ShardReading(threading.Thread):
         self,
         task: ShardTask,
         *,
+        source: Source,
         rules: ReadRules,
+        buffers: RangeBuffers,
         options: Mapping[str, Any],
+        wants: Callable[[Sample], bool],
+        end_offset: int | None,
+        open_attempt: OpenAttempt,
         submit: Callable[[OpenVideo], None],
         on_end: Callable[[], None],
     ) -> None:
@@ -60,23 +77,27 @@ class ShardReading(threading.Thread):
 
         Args:
             task: the shard, and where to begin.
+            source: size and version that the shard must have.
             rules: what counts as a sample.
+            buffers: memory for reading ahead, of all open shards of the worker.
             options: fsspec options.
+            wants: whether a video is to be decoded; others are passed over.
+            end_offset: reading ends where a sample begins behind this; None: at the shard's end.
+            open_attempt: what the driver asks of it, and how far it is.
             submit: hands a video to the decoders; may block.
             on_end: called once, when nothing more comes.
         """
         super().__init__(name=f"read {task.shard.name}", daemon=True)
         self.task = task
-        self._rules, self._options = rules, options
+        self._source, self._rules, self._buffers = source, rules, buffers
+        self._options = options
+        self._wants, self._end_offset = wants, end_offset
+        self.open_attempt = open_attempt
         self._submit, self._on_end = submit, on_end
         self.videos: deque[OpenVideo] = deque()
         self.end: ShardEnd | None = None
         self.failure: BaseException | None = None
         self.abandoned = threading.Event()
-        self.wish: Wish | None = None
-        """What the driver asks of this attempt."""
-        self.covered = 0
-        """Bytes (members of a bucket) that are done with, from the task's start."""
 
     def run(self) -> None:
         """Read to the end of the shard, as fast as the worker's budget lets through."""
@@ -95,16 +116,26 @@ class ShardReading(threading.Thread):
             options=self._options,
             start_offset=task.start_offset,
             seen=split_digests(task.seen),
+            source=self._source,
+            buffers=self._buffers,
         )
-        for item in items:
-            if self.abandoned.is_set():
-                return
-            if isinstance(item, ShardEnd):
-                self.end = item
-                return
-            video = OpenVideo(
-                sample=replace(item, video=b""), original=item.video, failure=item.defect
-            )
-            self.videos.append(video)
-            if item.defect is None:
-                self._submit(video)
+        with contextlib.closing(items):
+            for item in items:
+                if self.abandoned.is_set():
+                    return
+                if isinstance(item, ShardEnd):
+                    self.end = item
+                    return
+                if self._end_offset is not None and item.start_offset >= self._end_offset:
+                    self.end = ShardEnd(offset=item.start_offset)
+                    return
+                if self._wants(item):
+                    self._take(item)
+
+    def _take(self, sample: Sample) -> None:
+        video = OpenVideo(
+            sample=replace(sample, video=b""), original=sample.video, failure=sample.defect
+        )
+        self.videos.append(video)
+        if sample.defect is None:
+            self._submit(video)

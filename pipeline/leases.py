@@ -281,11 +281,11 @@ class Leases:
             mine = [self._leases[attempt] for attempt in owner.leases]
             if len(mine) < 2 or any(lease.is_asked for lease in mine):
                 continue
-            left = [(self._seconds_left(lease, reports, now), lease) for lease in mine]
             # the one that has done least has least to lose
-            candidate = max(left, key=lambda pair: (pair[1].began, pair[1].attempt))
-            if candidate[0] >= MIN_MOVE_SECONDS:
-                crowded.append(candidate)
+            lease = min(mine, key=lambda one: (_covered(one, reports), one.task.shard.name))
+            left = self._seconds_left(lease, reports, now)
+            if left >= MIN_MOVE_SECONDS:
+                crowded.append((left, lease))
         crowded.sort(key=lambda pair: -pair[0])
         return [lease for _, lease in crowded[:idle]]
 

@@ -203,7 +203,8 @@ def newest_manifest(storage: Storage) -> str | None:
     }
     if not found:
         return None
-    newest = max(found, key=lambda name: (found[name].modified_seconds, name))
+    # S3 tells whole seconds: of two manifests of one second the larger one holds more
+    newest = max(found, key=lambda name: (found[name].modified_seconds, found[name].size_bytes))
     return newest.removesuffix(".parquet")
 
 
@@ -223,19 +224,15 @@ def read_manifest(storage: Storage, digest: str) -> tuple[pa.Table, dict[str, by
         content = storage.read(place)
         if hashlib.sha256(content).hexdigest() != digest:
             raise ValueError("it does not match its digest")
-        table = _read_table(content)
+        return _read_table(content)
     except (pa.ArrowException, KeyError, OSError, TypeError, ValueError, RecursionError) as error:
         raise RunError(
             f"manifest {digest} of {storage} cannot be read: {error}; when it is deleted, it is "
             "made anew from the receipts"
         ) from error
-    keys = table.column("key_digests")
-    marked = table.filter(pc.is_valid(keys)).select(["shard", "key_digests"])
-    pairs = zip(*(column.to_pylist() for column in marked.columns), strict=True)
-    return _encoded(table.drop_columns(["key_digests"])), dict(pairs)
 
 
-def _read_table(content: bytes) -> pa.Table:
+def _read_table(content: bytes) -> tuple[pa.Table, dict[str, bytes]]:
     # Arrow's threads, still at work, may abort the end of the interpreter (arrow#33975)
     with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
         record = json.loads((file.schema_arrow.metadata or {}).get(_FOOTER_KEY, b"{}"))
@@ -248,4 +245,11 @@ def _read_table(content: bytes) -> pa.Table:
         unpacked = sum(group.total_byte_size for group in groups)
         if unpacked > MAX_TABLE_BYTES:
             raise ValueError(f"{unpacked:,} bytes unpacked, more than {MAX_TABLE_BYTES:,}")
-        return file.read(use_threads=False)
+        key_digests: dict[str, bytes] = {}
+        for batch in file.iter_batches(
+            _ROWS_AT_ONCE, columns=["shard", "key_digests"], use_threads=False
+        ):
+            marked = batch.filter(pc.is_valid(batch.column("key_digests")))
+            key_digests.update(zip(*(c.to_pylist() for c in marked.columns), strict=True))
+        table = file.read(SCHEMA.names, use_threads=False)
+        return _encoded(table.replace_schema_metadata(None)), key_digests

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from pipeline.balance import bottleneck
 from pipeline.ledger import Counts
 from pipeline.tally import Tally
 
@@ -18,8 +19,6 @@ PLAIN_SECONDS = 10.0
 """Between two lines where there is no terminal."""
 RATE_SECONDS = 60.0
 """Window of the rate shown."""
-STARVED_SHARE = 0.25
-"""From this share of waiting on, decoding is called the bottleneck."""
 
 
 class ProgressLine:
@@ -97,20 +96,6 @@ def duration(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
-def bottleneck(counters: Mapping[str, float]) -> str:
-    """What limited the run, from the encoders' waiting time.
-
-    >>> bottleneck({"encode_seconds": 90.0, "starved_seconds": 10.0})
-    'encoding (the encoder waited for decoding 10% of the time)'
-    """
-    busy, starved = counters.get("encode_seconds", 0.0), counters.get("starved_seconds", 0.0)
-    if busy + starved <= 0:
-        return "nothing was encoded"
-    share = starved / (busy + starved)
-    name = "decoding" if share >= STARVED_SHARE else "encoding"
-    return f"{name} (the encoder waited for decoding {share:.0%} of the time)"
-
-
 def summary(tally: Tally, counts: Counts, *, root: str) -> str:
     """The lines that a run ends with; ``counts``: of all that is committed."""
     elapsed = time.monotonic() - tally.began
@@ -128,14 +113,57 @@ def summary(tally: Tally, counts: Counts, *, root: str) -> str:
         lines.append(
             f"this run: {new:,.0f} clips in {duration(elapsed)}, {new / elapsed:.2f} clips/s, "
             f"{seconds / elapsed:.1f} s of video per second; "
-            f"bottleneck: {bottleneck(tally.counters)}"
+            f"{bottleneck(tally.counters)}"
         )
+        lines += [start_up(tally), memory(tally.counters)]
+    lines += [f"expelled: {owner}: {reason}" for owner, reason in sorted(tally.expelled.items())]
     if counts.numeric_environments > 1:
         lines.append(f"{counts.numeric_environments} numeric environments are mixed")
     lines += [f"cut: {shard}: {reason}" for shard, reason in sorted(cut.items())]
     lines += [f"failed: {shard}: {reason}" for shard, reason in sorted(tally.failed.items())]
     lines.append(f"OUT: {root}")
     return "\n".join(lines)
+
+
+def start_up(tally: Tally) -> str:
+    """How long it took from the command until clips were encoded, and how workers came and went.
+
+    >>> counters = {"first_encoded_at_seconds": 112.5, "last_started_at_seconds": 114.0}
+    >>> start_up(Tally(began_at_seconds=100.0, counters=counters, most_workers=3, copies=1))
+    'start-up: first clip encoded after 12.5 s, 3 workers busy after 14.0 s; 1 copied'
+    """
+    first, last = (
+        tally.counters.get(key, 0.0) - tally.began_at_seconds
+        for key in ("first_encoded_at_seconds", "last_started_at_seconds")
+    )
+    workers = f"{tally.most_workers} worker{'s' * (tally.most_workers != 1)}"
+    text = f"start-up: first clip encoded after {first:.1f} s, {workers} busy after {last:.1f} s"
+    handed_on = [
+        f"{number} {what}"
+        for number, what in (
+            (tally.retries, "retried"),
+            (tally.handed_back, "handed back"),
+            (tally.copies, "copied"),
+        )
+        if number
+    ]
+    return f"{text}; {', '.join(handed_on)}" if handed_on else text
+
+
+def memory(counters: Mapping[str, float]) -> str:
+    """The most memory of one process of each kind, and shared memory of all.
+
+    >>> memory({"peak_worker_rss_bytes": 3 << 30, "decoders": 2, "ring_bytes": 64 << 20})
+    'memory: worker at most 3,072 MiB, decoder at most 0 MiB (2 at the end), rings 64 MiB'
+    """
+    worker, decoder, rings = (
+        counters.get(key, 0.0) / 2**20
+        for key in ("peak_worker_rss_bytes", "peak_decoder_rss_bytes", "ring_bytes")
+    )
+    return (
+        f"memory: worker at most {worker:,.0f} MiB, decoder at most {decoder:,.0f} MiB "
+        f"({counters.get('decoders', 0):.0f} at the end), rings {rings:,.0f} MiB"
+    )
 
 
 def _counts(reasons: Mapping[str, int]) -> str:

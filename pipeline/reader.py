@@ -1,35 +1,31 @@
 """Samples of a shard, one after the other, with the place in the source where each begins and ends.
 
 A tar is read member by member in WebDataset's convention (neighbouring files with one base name are
-one sample; the key ends at the first dot of the file name). It is never trusted: sizes are
-bounded before anything is read, links and folders are passed over, and a header that does not check
-ends the shard as *cut*, with the place. Python's own ``TarFile.next`` takes such a header, and a
-missing end, for the end of the archive, which would lose the rest in silence.
+one sample; the key ends at the first dot of the file name). It is never trusted: sizes are bounded
+before anything is read, links, folders and sparse files are passed over, a name is a key and never
+a path, and what cannot be followed ends the shard as *cut*, with the place.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import io
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from pipeline.backends import open_filesystem
 from pipeline.errors import StorageError, VideoError
+from pipeline.listing import Entry, files_below, look_at
+from pipeline.ranges import RangeBuffers, ReadsPlaces, open_places
 from pipeline.shards import Shard, ShardKind
-from pipeline.storage import entry_of, open_filesystem, storage_errors
+from pipeline.tar_walk import TarCut, TarWalk
 
-READ_BYTES = 8 << 20
-"""Size of one range request."""
-
-_BLOCK = tarfile.BLOCKSIZE
 _SAMPLE_NAME = re.compile(r"^((?:.*/)?[^/.]+)\.([^/]+)$", re.DOTALL)
-_MAX_LONG_HEADER_BYTES = 1 << 20
-_MAX_HEADER_READS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,37 +84,6 @@ class ShardEnd:
     """None: the whole shard was read; else what is wrong there."""
 
 
-class _TarCut(Exception):
-    """The archive cannot be followed beyond this place."""
-
-    def __init__(self, offset: int, reason: str) -> None:
-        super().__init__(offset, reason)
-        self.offset, self.reason = offset, reason
-
-
-class _HeaderSource:
-    """What `tarfile` reads the headers of one member from: whole or not at all, and bounded."""
-
-    def __init__(self, reader: _TarReader, offset: int) -> None:
-        self.reader, self.offset, self.num_reads = reader, offset, 0
-
-    def tell(self) -> int:
-        return self.offset
-
-    def seek(self, offset: int) -> None:
-        self.offset = offset
-
-    def read(self, size: int) -> bytes:
-        self.num_reads += 1
-        if not 0 <= size <= _MAX_LONG_HEADER_BYTES:
-            raise tarfile.HeaderError(f"an extended header of {size:,} bytes")
-        if self.num_reads > _MAX_HEADER_READS:  # tarfile calls itself for each
-            raise tarfile.HeaderError("too many extended headers for one member")
-        data = self.reader.read(self.offset, size)
-        self.offset += len(data)
-        return data
-
-
 def key_digest(key: str) -> bytes:
     """Eight bytes that stand for a key when a resumed shard looks for duplicates."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8]
@@ -131,21 +96,48 @@ def split_digests(joined: bytes) -> set[bytes]:
 
 
 def source_of(shard: Shard, options: Mapping[str, Any]) -> Source:
-    """What storage says of a shard now.
+    """What storage says of a shard now: one request for a tar, one listing for a folder.
 
     Raises:
         StorageError: it cannot be reached, or is not there.
         StorageRefused: it never will.
     """
     filesystem, path = open_filesystem(shard.url, options)
-    with storage_errors(shard.url):
-        try:
-            if shard.kind is ShardKind.tar:
-                entry = entry_of(filesystem.info(path))
-                return Source(size_bytes=entry.size_bytes, version=entry.version)
-            sizes = [int(filesystem.info(f"{path}/{name}")["size"]) for name in shard.members]
-        except FileNotFoundError as error:
-            raise StorageError(shard.name, f"{shard.url} is not there") from error
+    if shard.kind is ShardKind.folder:
+        return folder_source(shard, files_below(filesystem, path, shard.url))
+    return tar_source(shard, filesystem)
+
+
+def tar_source(shard: Shard, filesystem: Any) -> Source:
+    """The source that a tar is, in its file system.
+
+    Raises:
+        StorageError: it cannot be reached, or is not there.
+        StorageRefused: it never will.
+    """
+    try:
+        return source_of_entry(look_at(filesystem, shard.url))
+    except FileNotFoundError as error:
+        raise StorageError(shard.name, f"{shard.url} is not there") from error
+
+
+def source_of_entry(entry: Entry) -> Source:
+    """The source that a tar is, from what a listing says of it."""
+    return Source(size_bytes=entry.size_bytes, version=entry.version)
+
+
+def folder_source(shard: Shard, files: Callable[[str], Entry | None]) -> Source:
+    """The source that a bucket is, from what ``listing.files_below`` says of its folder.
+
+    Raises:
+        StorageError: one of its videos is not there any more.
+    """
+    sizes = []
+    for name in shard.members:
+        entry = files(name)
+        if entry is None:
+            raise StorageError(shard.name, f"{shard.url}/{name} is not there")
+        sizes.append(entry.size_bytes)
     listing = json.dumps([shard.members, sizes]).encode("utf-8", "surrogateescape")
     return Source(size_bytes=sum(sizes), version=hashlib.sha256(listing).hexdigest())
 
@@ -157,8 +149,10 @@ def read_shard(
     options: Mapping[str, Any],
     start_offset: int = 0,
     seen: set[bytes] | None = None,
-) -> Iterator[Sample | ShardEnd]:
-    """Samples from ``start_offset`` on, then one ``ShardEnd``.
+    source: Source | None = None,
+    buffers: RangeBuffers | None = None,
+) -> Generator[Sample | ShardEnd]:
+    """Samples from ``start_offset`` on, then one ``ShardEnd``; close it when it is left early.
 
     Args:
         shard: which.
@@ -166,40 +160,38 @@ def read_shard(
         options: fsspec options.
         start_offset: ``end_offset`` of the last sample that is already committed.
         seen: ``key_digest`` of the keys before it; keys met are added.
+        source: size and version that a tar must have; null: as it is now.
+        buffers: memory for reading ahead, of the worker.
 
     Raises:
-        StorageError: storage did not answer, or gave fewer bytes than it holds.
+        StorageError: storage did not answer, gave fewer bytes than it holds, or holds something
+            else than it did.
     """
     seen = set() if seen is None else seen
-    if shard.kind is ShardKind.folder:
-        yield from _read_folder(shard, rules, options, start_offset)
-        return
+    buffers = buffers or RangeBuffers()
     filesystem, path = open_filesystem(shard.url, options)
-    with storage_errors(shard.name):
-        try:
-            size = int(filesystem.info(path)["size"])
-            extra = {} if shard.url.startswith("/") else {"cache_type": "readahead"}
-            file = filesystem.open(path, "rb", block_size=READ_BYTES, **extra)
-        except FileNotFoundError as error:
-            raise StorageError(shard.name, f"{shard.url} is not there") from error
-    with file:
-        yield from _TarReader(shard.name, file, size, rules, seen).samples(start_offset)
+    if shard.kind is ShardKind.folder:
+        yield from _read_folder(shard, rules, filesystem, path, buffers, start_offset)
+        return
+    source = source or source_of(shard, options)
+    places = open_places(shard.name, filesystem, path, source.size_bytes, source.version, buffers)
+    with contextlib.closing(places) as file:
+        yield from _TarReader(shard.name, file, rules, seen).samples(start_offset)
 
 
 class _TarReader:
     """One pass over one tar."""
 
-    def __init__(
-        self, shard: str, file: Any, size: int, rules: ReadRules, seen: set[bytes]
-    ) -> None:
-        self.shard, self.file, self.size, self.rules, self.seen = shard, file, size, rules, seen
+    def __init__(self, shard: str, file: ReadsPlaces, rules: ReadRules, seen: set[bytes]) -> None:
+        self.shard, self.file, self.rules, self.seen = shard, file, rules, seen
 
     def samples(self, offset: int) -> Iterator[Sample | ShardEnd]:
         """Group members into samples; the group at which the archive is cut is left out."""
         group: dict[str, bytes | VideoError | None] = {}
         key, begin = "", offset
+        walk = TarWalk(self.file)
         try:
-            for member in self.members(offset):
+            for member in walk.members(offset):
                 match = _SAMPLE_NAME.match(member.name)
                 if not member.isreg() or member.sparse is not None or match is None:
                     continue
@@ -211,61 +203,14 @@ class _TarReader:
                     begin = member.offset
                 key = base
                 group[extension] = self.content(member, extension)
-                offset = member.offset
-        except _TarCut as cut:
+        except TarCut as cut:
             yield ShardEnd(
                 offset=begin if group else cut.offset, cut=f"byte {cut.offset}: {cut.reason}"
             )
             return
         if group:
-            yield self.sample(key, group, begin, self.end)
-        yield ShardEnd(offset=self.end)
-
-    def members(self, offset: int) -> Iterator[tarfile.TarInfo]:
-        """Headers up to the end-of-archive marker, whose place is kept in ``self.end``."""
-        # Opened on an empty archive, because opening reads a header; headers come from `source`.
-        archive = tarfile.TarFile(
-            fileobj=io.BytesIO(bytes(2 * _BLOCK)), encoding="utf-8", errors="surrogateescape"
-        )
-        while True:
-            header = self.read(offset, _BLOCK)
-            if not header:
-                raise _TarCut(offset, "the archive stops without its end marker")
-            if len(header) < _BLOCK:
-                raise _TarCut(offset, "the archive is cut inside a header")
-            if not header.strip(b"\0"):
-                self.check_nothing_follows(offset)
-                self.end = offset
-                return
-            try:
-                archive.fileobj = _HeaderSource(self, offset)  # type: ignore[assignment] # it reads only
-                archive.offset = offset
-                info = tarfile.TarInfo.fromtarfile(archive)
-            except (tarfile.TarError, ValueError) as error:
-                raise _TarCut(offset, f"not a tar header ({error})") from error
-            data_end = info.offset_data + info.size
-            is_stored = info.isreg() and info.sparse is None  # a sparse size is not what is stored
-            if info.size < 0 or archive.offset <= offset or (is_stored and data_end > self.size):
-                raise _TarCut(
-                    offset, f"{info.name!r} says {info.size:,} bytes, the archive ends before that"
-                )
-            yield info
-            offset = archive.offset
-
-    def check_nothing_follows(self, offset: int) -> None:
-        """The end marker is followed by zeros only; anything else was lost or appended."""
-        for at in range(offset, self.size, READ_BYTES):
-            if self.read(at, READ_BYTES).strip(b"\0"):
-                raise _TarCut(offset, "an empty block, as at the end, but data follow it")
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Bytes at a place; fewer only where the archive ends."""
-        with storage_errors(self.shard):
-            self.file.seek(offset)
-            data: bytes = self.file.read(size)
-        if len(data) < min(size, self.size - offset):
-            raise StorageError(self.shard, f"{len(data)} of {size} bytes came at byte {offset:,}")
-        return data
+            yield self.sample(key, group, begin, walk.end)
+        yield ShardEnd(offset=walk.end)
 
     def content(self, member: tarfile.TarInfo, extension: str) -> bytes | VideoError | None:
         """A member's bytes if the pipeline wants them; too large is said instead of read."""
@@ -277,7 +222,7 @@ class _TarReader:
             return VideoError(
                 "too_large", f".{extension} has {member.size:,} bytes, limit {limit:,}"
             )
-        return self.read(member.offset_data, member.size)
+        return self.file.read(member.offset_data, member.size)
 
     def sample(
         self, key: str, group: Mapping[str, bytes | VideoError | None], begin: int, end: int
@@ -341,29 +286,32 @@ def _sidecars(text: Any, record: Any, caption_key: str) -> tuple[str | None, str
 
 
 def _read_folder(
-    shard: Shard, rules: ReadRules, options: Mapping[str, Any], start: int
+    shard: Shard, rules: ReadRules, filesystem: Any, root: str, buffers: RangeBuffers, start: int
 ) -> Iterator[Sample | ShardEnd]:
-    filesystem, root = open_filesystem(shard.url, options)
+    """One listing says which files there are and how large; then each is read."""
+    files = files_below(filesystem, root, shard.url)
 
-    def content(path: str, limit: int) -> bytes | VideoError | None:
-        with storage_errors(shard.name):
-            try:
-                size = int(filesystem.info(path)["size"])
-                if size > limit:
-                    return VideoError("too_large", f"{size:,} bytes, limit {limit:,}")
-                return bytes(filesystem.cat_file(path))
-            except FileNotFoundError:
-                return None
+    def content(name: str, limit: int) -> bytes | VideoError | None:
+        entry = files(name)
+        if entry is None:
+            return None
+        size = entry.size_bytes
+        if size > limit:
+            return VideoError("too_large", f"{size:,} bytes, limit {limit:,}")
+        path = f"{root}/{name}"
+        places = open_places(shard.name, filesystem, path, size, entry.version, buffers)
+        with contextlib.closing(places) as file:
+            return file.read(0, size)
 
     for index in range(start, len(shard.members)):
         name = shard.members[index]
         path = PurePosixPath(name)
         group: dict[str, bytes | VideoError | None] = {}
-        video = content(f"{root}/{name}", rules.video_bytes)
+        video = content(name, rules.video_bytes)
         if video is not None:
             group[path.suffix.lstrip(".").lower()] = video
         for extension in ("txt", "json"):
-            sidecar = content(f"{root}/{path.with_suffix('.' + extension)}", rules.sidecar_bytes)
+            sidecar = content(str(path.with_suffix(f".{extension}")), rules.sidecar_bytes)
             if sidecar is not None:
                 group[extension] = sidecar
         key = name.encode("utf-8", "backslashreplace").decode()

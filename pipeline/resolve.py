@@ -332,6 +332,7 @@ def worker_spec(
         limits=video_limits(run),
         read_rules=read_rules(run),
         read_ahead_bytes=run.limits.read_ahead_bytes,
+        range_bytes=run.limits.range_bytes,
         decoders=start,
         most_decoders=most,
         commit_rules=commit_rules(run),

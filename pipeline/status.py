@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.balance import bottleneck
 from pipeline.errors import PipelineError
 from pipeline.heartbeat import read_heartbeats, running
 from pipeline.ledger import Ledger
@@ -78,6 +79,9 @@ def collect(
         "numeric_environments": counts.numeric_environments,
         "running_drivers": len(running(drivers, time.time())),
         "elapsed_seconds": newest.get("elapsed_seconds"),
+        "num_workers": newest.get("num_workers", 0),
+        "counters": newest.get("counters", {}),
+        "expelled_workers": dict(newest.get("expelled", {})),
         "finished": bool(ledger.states)
         and counts.final_shards == num_shards
         and not counts.cut
@@ -107,9 +111,12 @@ def describe(root: str, facts: Mapping[str, Any]) -> str:
         lines.append(f"{facts['numeric_environments']} numeric environments are mixed")
     lines += [f"cut: {shard}: {reason}" for shard, reason in facts["cut_shards"].items()]
     lines += [f"failed: {shard}: {reason}" for shard, reason in facts["failed_shards"].items()]
+    lines += [f"expelled: {owner}: {why}" for owner, why in facts["expelled_workers"].items()]
     if facts["running_drivers"]:
         lines.append(
-            f"{facts['running_drivers']} running now, for {duration(facts['elapsed_seconds'] or 0)}"
+            f"{facts['running_drivers']} running now, for "
+            f"{duration(facts['elapsed_seconds'] or 0)}, {facts['num_workers']} workers; "
+            f"{bottleneck(facts['counters'])}"
         )
     else:
         lines.append("nobody is working on it now")

@@ -12,80 +12,25 @@ import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-import fsspec
-
+from pipeline.backends import (
+    error_code,
+    is_local,
+    is_s3,
+    open_filesystem,
+    retried,
+    storage_errors,
+)
 from pipeline.errors import StorageError, StorageRefused
+from pipeline.listing import Entry, entry_of, files_in
 from pipeline.shards import normalise_url
 
-S3_DEFAULTS: Mapping[str, Any] = {
-    "config_kwargs": {
-        "connect_timeout": 10,
-        "read_timeout": 60,
-        "retries": {"max_attempts": 6, "mode": "adaptive"},
-        "max_pool_connections": 50,
-    },
-    # A listing cache would hide receipts that another driver wrote a moment ago.
-    "use_listings_cache": False,
-}
-"""Finite timeouts and backoff with jitter for every S3 call; ``storage_options`` go on top."""
-
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _TEMPORARY = ".tmp-"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """What storage says of one object."""
-
-    size_bytes: int
-    """Its length."""
-    version: str
-    """Changes with the content: an S3 ETag, or the local modification time in nanoseconds."""
-    modified_seconds: float
-    """When it was last written, by the storage's clock, as seconds since 1970."""
-
-
-def open_filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path inside it.
-
-    Raises:
-        StorageRefused: no backend for the URL's scheme, or impossible options.
-    """
-    url = normalise_url(url)
-    merged = dict(S3_DEFAULTS) if url.startswith(("s3://", "s3a://")) else {}
-    merged.update(options)
-    try:
-        filesystem, path = fsspec.core.url_to_fs(url, **merged)
-    except (ImportError, ValueError, TypeError, KeyError) as error:
-        raise StorageRefused(f"cannot open {url}: {error}") from error
-    return filesystem, path
-
-
-@contextlib.contextmanager
-def storage_errors(place: str) -> Iterator[None]:
-    """Turn what storage backends raise into the two fates: try again, or stop the run.
-
-    ``FileNotFoundError`` passes through, as only the caller knows whether it is a failure.
-    """
-    from botocore.exceptions import BotoCoreError, NoCredentialsError, PartialCredentialsError
-
-    try:
-        yield
-    except FileNotFoundError as error:
-        if "bucket does not exist" in str(error):  # S3's words; a path may well hold "bucket"
-            raise StorageRefused(f"{place}: {error}") from error
-        raise
-    except (PermissionError, NoCredentialsError, PartialCredentialsError) as error:
-        raise StorageRefused(f"{place}: access denied or no credentials: {error}") from error
-    except (OSError, BotoCoreError, TimeoutError) as error:
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            raise StorageRefused(f"{place}: disk full: {error}") from error
-        raise StorageError(place, f"{type(error).__name__}: {error}") from error
+T = TypeVar("T")
 
 
 class Storage:
@@ -103,9 +48,7 @@ class Storage:
         """
         self.root = normalise_url(root).rstrip("/") or "/"
         self._filesystem, self._path = open_filesystem(self.root, options or {})
-        protocol = self._filesystem.protocol
-        self._protocols = {protocol} if isinstance(protocol, str) else set(protocol)
-        self.is_local = "file" in self._protocols
+        self.is_local = is_local(self._filesystem)
 
     def __str__(self) -> str:
         return self.root
@@ -114,13 +57,21 @@ class Storage:
         """Path of a file inside the file system."""
         return f"{self._path.rstrip('/')}/{name}" if name else self._path
 
+    def _call(self, name: str, action: Callable[[], T]) -> T:
+        """A call to storage; one over a network is tried again while its failure may pass."""
+        place = f"{self.root}/{name}"
+        if not self.is_local:
+            return retried(place, action)
+        with storage_errors(place):
+            return action()
+
     def check_safe_commits(self) -> None:
         """Show that a second conditional create fails here.
 
         Raises:
             StorageRefused: the backend cannot promise put-if-absent, or cannot be written to.
         """
-        if not self.is_local and "s3" not in self._protocols:
+        if not self.is_local and not is_s3(self._filesystem):
             raise StorageRefused(
                 f"output.root={self.root}: no safe commit on this storage (its conditional create "
                 "is exists-then-write); use a local path or s3://"
@@ -144,17 +95,8 @@ class Storage:
             StorageError: storage did not answer.
             StorageRefused: it never will.
         """
-        with storage_errors(f"{self.root}/{folder}"):
-            try:
-                listing = self._filesystem.ls(self.path(folder), detail=True)
-            except (FileNotFoundError, NotADirectoryError):
-                return {}
-        found = {}
-        for info in listing:
-            name = str(info["name"]).rsplit("/", 1)[-1]
-            if info["type"] == "file" and name and not name.startswith(_TEMPORARY):
-                found[name] = entry_of(info)
-        return found
+        found = files_in(self._filesystem, self.path(folder), f"{self.root}/{folder}")
+        return {name: entry for name, entry in found.items() if not name.startswith(_TEMPORARY)}
 
     def read(self, name: str) -> bytes:
         """The whole of a file.
@@ -163,8 +105,7 @@ class Storage:
             FileNotFoundError: there is none.
             StorageError: storage did not answer.
         """
-        with storage_errors(f"{self.root}/{name}"):
-            return bytes(self._filesystem.cat_file(self.path(name)))
+        return bytes(self._call(name, lambda: self._filesystem.cat_file(self.path(name))))
 
     def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
         """Several small files, side by side where the backend can; a missing one is left out.
@@ -174,24 +115,26 @@ class Storage:
         """
         if not names:
             return {}
-        with storage_errors(self.root):
-            # not cat(), which takes brackets in a path for a glob
-            paths = [self.path(name) for name in names]
-            found = self._filesystem.cat_ranges(paths, None, None, on_error="return")
+        # not cat(), which takes brackets in a path for a glob
+        paths = [self.path(name) for name in names]
+        found = self._call(
+            "", lambda: self._filesystem.cat_ranges(paths, None, None, on_error="return")
+        )
         contents: dict[str, bytes] = {}
         for name, content in zip(names, found, strict=True):
-            if isinstance(content, BaseException):
+            if isinstance(content, FileNotFoundError):
                 with storage_errors(f"{self.root}/{name}"), contextlib.suppress(FileNotFoundError):
-                    raise content
+                    raise content  # a missing bucket is no missing file
+            elif isinstance(content, BaseException):
+                contents[name] = self.read(name)
             else:
                 contents[name] = content
         return contents
 
     def open(self, name: str) -> IO[bytes]:
         """A file opened for reading at any place."""
-        with storage_errors(f"{self.root}/{name}"):
-            opened: IO[bytes] = self._filesystem.open(self.path(name), "rb")
-            return opened
+        opened: IO[bytes] = self._call(name, lambda: self._filesystem.open(self.path(name), "rb"))
+        return opened
 
     def entry(self, name: str) -> Entry:
         """Size, version and age of one file.
@@ -199,8 +142,7 @@ class Storage:
         Raises:
             FileNotFoundError: there is none.
         """
-        with storage_errors(f"{self.root}/{name}"):
-            return entry_of(self._filesystem.info(self.path(name)))
+        return entry_of(self._call(name, lambda: self._filesystem.info(self.path(name))))
 
     def put_if_absent(self, name: str, content: bytes) -> bool:
         """Create a file unless there is one of this name; whole or not at all.
@@ -209,9 +151,11 @@ class Storage:
             True: this call made it. False: a file of this name is there. After False (also when an
             answer was lost on the way and the call was repeated) read it to learn whose it is.
         """
-        with storage_errors(f"{self.root}/{name}"):
-            if self.is_local:
+        if self.is_local:
+            with storage_errors(f"{self.root}/{name}"):
                 return self._link_if_absent(Path(self.path(name)), content)
+
+        def create() -> bool:
             try:
                 self._filesystem.pipe_file(self.path(name), content, mode="create")
             except OSError:
@@ -220,6 +164,8 @@ class Storage:
                     return False
                 raise
             return True
+
+        return self._call(name, create)
 
     @staticmethod
     def _link_if_absent(target: Path, content: bytes) -> bool:
@@ -239,10 +185,10 @@ class Storage:
 
     def put(self, name: str, content: bytes) -> None:
         """Write or replace a small file; readers see the old or the new one."""
+        if not self.is_local:
+            self._call(name, lambda: self._filesystem.pipe_file(self.path(name), content))
+            return
         with storage_errors(f"{self.root}/{name}"):
-            if not self.is_local:
-                self._filesystem.pipe_file(self.path(name), content)
-                return
             target = Path(self.path(name))
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
@@ -258,27 +204,40 @@ class Storage:
         Raises:
             StorageError: it did not arrive in its full size.
         """
-        size = local.stat().st_size
-        with storage_errors(f"{self.root}/{name}"):
-            if self.is_local:
-                target = Path(self.path(name))
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with local.open("rb") as file:
-                    os.fsync(file.fileno())
-                try:
-                    local.replace(target)
-                except OSError as error:
-                    if error.errno != errno.EXDEV:
-                        raise
-                    self.put(name, local.read_bytes())
-                    local.unlink()
-                _sync_folder(target.parent)
-                return
-            self._filesystem.put_file(str(local), self.path(name))
-        arrived = self.entry(name).size_bytes
-        if arrived != size:
-            raise StorageError(f"{self.root}/{name}", f"{arrived} of {size} bytes arrived")
+        if self.is_local:
+            with storage_errors(f"{self.root}/{name}"):
+                self._move(local, name)
+            return
+        self._call(name, lambda: self._upload(local, name))
         local.unlink()
+
+    def _move(self, local: Path, name: str) -> None:
+        target = Path(self.path(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with local.open("rb") as file:
+            os.fsync(file.fileno())
+        try:
+            local.replace(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            self.put(name, local.read_bytes())
+            local.unlink()
+        _sync_folder(target.parent)
+
+    def _upload(self, local: Path, name: str) -> None:
+        """Whole or not at all, also in several parts; an answer may be lost on the way."""
+        size, problem = local.stat().st_size, None
+        try:
+            self._filesystem.put_file(str(local), self.path(name))
+        except Exception as error:  # noqa: BLE001 (raised below, unless all has arrived)
+            problem = error
+        with contextlib.suppress(FileNotFoundError):
+            if int(self._filesystem.info(self.path(name))["size"]) == size:
+                return
+        if problem is None or error_code(problem) == "NoSuchUpload":
+            raise OSError(f"{size:,} bytes did not arrive whole") from problem
+        raise problem
 
     def scratch(self, fallback: Path) -> Path:
         """Folder for files to be published: on the same disk when local, else ``fallback``."""
@@ -293,16 +252,8 @@ class Storage:
 
     def delete(self, name: str) -> None:
         """Remove a file; one that is not there is no failure."""
-        with storage_errors(f"{self.root}/{name}"), contextlib.suppress(FileNotFoundError):
-            self._filesystem.rm_file(self.path(name))
-
-
-def entry_of(info: Mapping[str, Any]) -> Entry:
-    """Read an fsspec ``info`` dict of a local file or an S3 object."""
-    modified = info.get("mtime") or info.get("LastModified") or 0.0
-    seconds = modified.timestamp() if hasattr(modified, "timestamp") else float(modified)
-    version = str(info.get("ETag") or int(seconds * 1e9)).strip('"')
-    return Entry(size_bytes=int(info["size"] or 0), version=version, modified_seconds=seconds)
+        with contextlib.suppress(FileNotFoundError):
+            self._call(name, lambda: self._filesystem.rm_file(self.path(name)))
 
 
 def _write_synced(path: Path, content: bytes) -> None:

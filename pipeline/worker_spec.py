@@ -21,6 +21,7 @@ class WorkerSpec:
     limits: VideoLimits
     read_rules: ReadRules
     read_ahead_bytes: int
+    range_bytes: int
     decoders: int
     """Decoder children at the start."""
     commit_rules: CommitRules

@@ -12,20 +12,19 @@ _CUDNN: Any = torch.backends.cudnn
 _MATMUL: Any = torch.backends.cuda.matmul
 
 
-@contextlib.contextmanager
-def arithmetic(precision: Precision, device_type: str) -> Iterator[None]:
-    """Convolutions and matrix products of that precision inside; all settings as before after it.
+def compute_dtype(precision: Precision) -> torch.dtype:
+    """What activations and the operands of products are in; sums and norms are in float32."""
+    return torch.bfloat16 if precision is Precision.bf16 else torch.float32
+
+
+def arithmetic(precision: Precision, device_type: str) -> contextlib.AbstractContextManager[None]:
+    """Float32 products of that precision inside; all settings as before after it.
 
     torch by itself lets cuDNN round float32 convolutions to TF32: fp32 means here that it does not.
     """
-    is_bf16 = precision is Precision.bf16
-    products = (
-        tf32_products(precision is Precision.tf32)
-        if device_type == "cuda"
-        else contextlib.nullcontext()
-    )
-    with products, torch.autocast(device_type, dtype=torch.bfloat16, enabled=is_bf16):
-        yield
+    if device_type != "cuda":
+        return contextlib.nullcontext()
+    return tf32_products(precision is Precision.tf32)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
 """What encoding and decoding cost, from the configuration alone: operations, and memory of streams.
 
-Standard library only. Each convolution of the network is listed once; sums over the list give the
-rest. The network itself is in ``encoder.py`` and ``decoder.py``; the tests hold the two together.
+Operations are those of the published formulas; where they repeat pixels or frames, the network here
+does with fewer (``layers/resample.py``). Standard library only. Each convolution of the network is
+listed once; sums over the list give the rest. The network itself is in ``encoder.py`` and
+``decoder.py``; the tests hold the two together.
 """
 
 # c channels of a level · t h w frames, rows, columns at that place of the network

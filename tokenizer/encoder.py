@@ -5,7 +5,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenizer.config import TokenizerConfig, Version
+from tokenizer.config import PadMode, TokenizerConfig, Version
 from tokenizer.cost import COLOURS
 from tokenizer.layers.blocks import (
     Level,
@@ -31,6 +31,9 @@ class Encoder(nn.Module):
         padding, norm = time_padding(config), config.norm
         widths = [config.ch * factor for factor in config.ch_mult]
         self.config = config
+        self.copies_stay_equal = (
+            padding is TimePadding.causal_replicate and config.init_pad_mode is PadMode.replicate
+        )
         self.conv_in = volume_conv(COLOURS, config.ch, padding)
         self.down = nn.ModuleList()
         self.down_temporal = nn.ModuleList()
@@ -67,7 +70,11 @@ class Encoder(nn.Module):
         """
         stream = Stream() if stream is None else stream
         num_new = self.config.front_padding(x_BCTHW.shape[2], is_first=stream.is_first)
-        if num_new:
+        # v1.1 pads every layer with its first frame, so copies of it stay equal to it up to the
+        # first stride in time: they are put there, not computed.
+        if num_new and stream.is_first and self.copies_stay_equal:
+            stream.held_copies = num_new
+        elif num_new:
             mode = self.config.init_pad_mode.value
             x_BCTHW = F.pad(x_BCTHW, (0, 0, 0, 0, num_new, 0), mode=mode)
         h_BTHWC: Tensor = self.conv_in(x_BCTHW.permute(0, 2, 3, 4, 1).contiguous(), stream)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from tokenizer.arithmetic import arithmetic
+from tokenizer.arithmetic import arithmetic, compute_dtype
 from tokenizer.checks import (
     check_causal,
     check_chunk,
@@ -296,7 +296,7 @@ class VideoTokenizer(nn.Module):
         stream: Stream | None = None,
     ) -> Encoded:
         with arithmetic(self.precision, self.device.type):
-            h_Bcthw = self.encoder(x_BCTHW, stream)
+            h_Bcthw = self.encoder(x_BCTHW.to(compute_dtype(self.precision)), stream)
         if isinstance(self.quantizer, FSQ):
             codes_Bcthw, indices_Bthw = self.quantizer(h_Bcthw)
             return Encoded(latents=codes_Bcthw, indices=indices_Bthw, mean=None, log_variance=None)
@@ -317,7 +317,8 @@ class VideoTokenizer(nn.Module):
         decoder = self._check_decoder()
         check_latents(self.config, latents_Bcthw)
         with arithmetic(self.precision, self.device.type):
-            x_hat_BCTHW: Tensor = decoder(latents_Bcthw.to(self.device, torch.float32), stream)
+            z_Bcthw = latents_Bcthw.to(self.device, compute_dtype(self.precision))
+            x_hat_BCTHW: Tensor = decoder(z_Bcthw, stream)
         return x_hat_BCTHW.float()
 
     def _codes(self, indices_Bthw: Tensor) -> Tensor:

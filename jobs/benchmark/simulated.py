@@ -14,10 +14,10 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.attempts import Event, Finished, Joined, Left, Wish, WorkerReport
-from pipeline.errors import Abandoned, ShardError, WorkerLost
+from pipeline.errors import Abandoned, HandedBack, ShardError, WorkerLost
 from pipeline.receipts import Receipt
 from pipeline.segments import ShardTask
 from pipeline.shards import Shard, ShardKind
@@ -54,6 +54,15 @@ class World:
     commit_seconds: float = 300.0
     open_shards: int = 2
     seed: int = 1
+
+
+class _Segment(NamedTuple):
+    """What a simulated storage remembers of a receipt: its own memory must stay small."""
+
+    attempt: str
+    start_offset: int
+    end_offset: int
+    final: bool
 
 
 @dataclass(slots=True)
@@ -96,7 +105,7 @@ class SimulatedCluster:
         """Processor time of the simulation itself, which is not the driver's."""
         self.available_seconds = self.lost_seconds = self.lost_preempted_seconds = 0.0
         self.preemptions = 0
-        self.chains: dict[str, list[Receipt]] = {}
+        self.chains: dict[str, list[_Segment]] = {}
         self._gpus: dict[str, _Gpu] = {}
         self._alarms: list[tuple[float, int, Callable[[], None]]] = []
         self._order = self._num_started = 0
@@ -260,7 +269,8 @@ class SimulatedCluster:
             run.committed = run.done
             return
         run.committed = run.done
-        chain.append(_receipt(run.task, chain, end, final=final))
+        start = chain[-1].end_offset if chain else 0
+        chain.append(_Segment(run.task.attempt, start, end, final))
 
     def _offset(self, run: _Run) -> float:
         return self.sizes[run.task.shard.name] * run.done / run.work
@@ -293,8 +303,16 @@ class SimulatedCluster:
 
     def _end(self, run: _Run) -> None:
         chain = self.chains.get(run.task.shard.name, [])
-        self._happened.append(
-            Finished(task=run.task, receipts=tuple(chain[run.task.next_segment :]))
+        receipts = self.receipts(run.task, chain)
+        is_final = bool(chain) and chain[-1].final
+        error = None if is_final else HandedBack(run.task.shard.name, "as asked")
+        self._happened.append(Finished(task=run.task, receipts=receipts, error=error))
+
+    def receipts(self, task: ShardTask, chain: list[_Segment]) -> tuple[Receipt, ...]:
+        """Those behind a task's start."""
+        name = task.shard.name
+        return tuple(
+            _receipt(name, number, chain[number]) for number in range(task.next_segment, len(chain))
         )
 
 
@@ -312,7 +330,7 @@ class SimulatedStorage:
         if int(segment) >= len(chain):
             self._cluster.own_seconds += time.process_time() - began
             raise FileNotFoundError(name)
-        content = chain[int(segment)].to_bytes()
+        content = _receipt(shard, int(segment), chain[int(segment)]).to_bytes()
         self._cluster.own_seconds += time.process_time() - began
         return content
 
@@ -333,23 +351,23 @@ def _lost(task: ShardTask) -> Finished:
     return Finished(task=task, error=error, counts_as_attempt=False)
 
 
-def _receipt(task: ShardTask, chain: list[Receipt], end: int, *, final: bool) -> Receipt:
+def _receipt(shard: str, number: int, segment: _Segment) -> Receipt:
     return Receipt(
-        shard=task.shard.name,
-        segment=len(chain),
-        attempt=task.attempt,
+        shard=shard,
+        segment=number,
+        attempt=segment.attempt,
         fingerprint="f" * 64,
-        part=f"{task.shard.name}-{len(chain):05d}-{task.attempt}.parquet",
+        part=f"{shard}-{number:05d}-{segment.attempt}.parquet",
         rows=1000,
         part_bytes=11_000_000,
         part_sha256="0" * 64,
         footer_sha256="0" * 64,
-        source_url=task.shard.url,
-        source_bytes=task.remaining,
+        source_url=f"/sim/{shard}.tar",
+        source_bytes=segment.end_offset,
         source_version="v",
-        start_offset=chain[-1].end_offset if chain else 0,
-        end_offset=end,
-        final=final,
+        start_offset=segment.start_offset,
+        end_offset=segment.end_offset,
+        final=segment.final,
         complete=True,
         cut_reason=None,
         videos=100,

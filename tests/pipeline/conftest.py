@@ -9,6 +9,8 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from pipeline import backends
+
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
@@ -41,3 +43,9 @@ def bucket(s3_endpoint: str) -> str:
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     boto3.client("s3").create_bucket(Bucket=name)
     return name
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call to storage is made again as often as ever, without the pauses between."""
+    monkeypatch.setattr(backends, "RETRY_SECONDS", (0.01,) * len(backends.RETRY_SECONDS))

@@ -24,7 +24,6 @@ import hydra
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from pipeline import compose
 from pipeline.config import RunConfig
@@ -59,6 +58,8 @@ def run_inline(shards: Path | str, out: Path | str, *overrides: str) -> int:
 
 def execute_here(*overrides: str) -> int:
     """Exit status of ``cluster=inline`` with these overrides; torch's threads are put back."""
+    import torch  # a second, and memory, that those who only read an OUT do without
+
     threads = torch.get_num_threads()
     try:
         return execute(config("cluster=inline", *overrides))

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.ranges import RangeBuffers
 from pipeline.reader import ReadRules, Sample, ShardEnd, read_shard
 from pipeline.shards import Shard, ShardKind, shard_name
 
@@ -70,10 +71,16 @@ def read(
     options: Mapping[str, Any] | None = None,
     start_offset: int = 0,
     seen: set[bytes] | None = None,
+    buffers: RangeBuffers | None = None,
 ) -> tuple[list[Sample], ShardEnd]:
     """All samples of a shard, and how it ended."""
     *samples, end = read_shard(
-        shard, rules=rules, options=options or {}, start_offset=start_offset, seen=seen
+        shard,
+        rules=rules,
+        options=options or {},
+        start_offset=start_offset,
+        seen=seen,
+        buffers=buffers,
     )
     assert isinstance(end, ShardEnd)
     assert all(isinstance(sample, Sample) for sample in samples)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
 import pytest
 
+from jobs.drill.proxy import Fault, FaultProxy
 from pipeline.errors import ConfigError, StorageRefused
 from pipeline.inputs import list_folder, list_tars, sources_of
 from pipeline.reader import source_of
@@ -146,3 +150,79 @@ def test_a_missing_shard_on_s3_is_missing_and_not_the_end(bucket: str) -> None:
     found, missing = sources_of(shards, {})
     assert found == {}
     assert "is not there" in missing[shards[0].name]
+
+
+def listed(proxy: FaultProxy, bucket: str, pattern: str) -> tuple[int, int]:
+    """Shards found and missing, looked for through a proxy."""
+    options = {"client_kwargs": {"endpoint_url": proxy.url}}
+    proxy.reset()
+    shards = list_tars([f"s3://{bucket}/{pattern}"], options)
+    found, missing = sources_of(shards, options)
+    assert all(source_of(one, {}) == found[one.name] for one in shards[:3] if one.name in found)
+    return len(found), len(missing)
+
+
+@pytest.fixture
+def proxy(s3_endpoint: str) -> Iterator[FaultProxy]:
+    with FaultProxy(s3_endpoint) as running:
+        yield running
+
+
+def test_shards_of_one_folder_on_s3_are_listed_not_asked_for_one_by_one(
+    proxy: FaultProxy, bucket: str
+) -> None:
+    for number in range(20):
+        put(bucket, f"d/{number:03d}.tar", b"x" * number)
+    put(bucket, "d/other.tar")
+    put(bucket, "d/00/deeper.tar")
+    assert listed(proxy, bucket, "d/{000..029}.tar") == (20, 10)
+    assert proxy.requests == {"LIST": 1}
+    assert listed(proxy, bucket, "d/{000..004}.tar") == (5, 0)
+    assert proxy.requests == {"HEAD": 5}, "a few are asked for: the folder may hold millions"
+
+
+def test_the_buckets_of_a_folder_on_s3_are_one_listing(proxy: FaultProxy, bucket: str) -> None:
+    for number in range(12):
+        put(bucket, f"d/{number}/a.mp4")
+    options = {"client_kwargs": {"endpoint_url": proxy.url}}
+    shards = list_folder(f"s3://{bucket}/d", VIDEOS, num_buckets=4, options=options)
+    proxy.reset()
+    found, missing = sources_of(shards, options)
+    assert (len(found), missing) == (len(shards), {})
+    assert sum(source.size_bytes for source in found.values()) == 12
+    assert proxy.requests == {"LIST": 1}
+    assert sum(len(read(shard, options=options)[0]) for shard in shards) == 12
+    assert proxy.requests == {"LIST": 1 + len(shards), "GET": 12}
+
+
+@pytest.mark.slow
+def test_a_listing_on_s3_is_one_request_per_thousand_objects(
+    proxy: FaultProxy, bucket: str
+) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: put(bucket, f"d/{number:04d}.tar"), range(1010)))
+    assert listed(proxy, bucket, "d/{0000..1009}.tar") == (1010, 0)
+    assert proxy.requests == {"LIST": 2}
+
+
+def test_a_listing_that_storage_refuses_at_first_is_asked_for_again(
+    proxy: FaultProxy, bucket: str, hurried: None
+) -> None:
+    for number in range(10):
+        put(bucket, f"d/{number}.tar")
+    options = {"client_kwargs": {"endpoint_url": proxy.url}}
+    shards = list_tars([f"s3://{bucket}/d/{{0..9}}.tar"], options)
+    proxy.force(Fault.slow_down, Fault.cut, Fault.drop)
+    assert len(sources_of(shards, options)[0]) == 10
+    assert sum(proxy.faults.values()) == 3
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_local_shards_are_looked_at_in_seconds(tmp_path: Path) -> None:
+    names = [f"{number:05d}.tar" for number in range(100_000)]
+    touch(tmp_path, *names)
+    shards = list_tars([f"{tmp_path}/{{00000..99999}}.tar"], {})
+    began = time.process_time()
+    found, missing = sources_of(shards, {})
+    assert time.process_time() - began < 15
+    assert (len(found), missing) == (100_000, {})

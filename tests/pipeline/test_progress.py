@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.progress import ProgressLine, bottleneck, duration, summary
+from pipeline.progress import ProgressLine, duration, summary
 from pipeline.tally import Tally
 from tests.pipeline.receipts import ledger_of, receipt
 
@@ -23,18 +23,6 @@ from tests.pipeline.receipts import ledger_of, receipt
 )
 def test_durations_are_hours_minutes_seconds(seconds: float, expected: str) -> None:
     assert duration(seconds) == expected
-
-
-@pytest.mark.parametrize(
-    ("encode", "starved", "expected"),
-    [
-        (90.0, 10.0, "encoding (the encoder waited for decoding 10% of the time)"),
-        (50.0, 50.0, "decoding (the encoder waited for decoding 50% of the time)"),
-        (0.0, 0.0, "nothing was encoded"),
-    ],
-)
-def test_the_bottleneck_is_told_from_waiting(encode: float, starved: float, expected: str) -> None:
-    assert bottleneck({"encode_seconds": encode, "starved_seconds": starved}) == expected
 
 
 def line(*history: tuple[float, float, float], tally: Tally) -> str:
@@ -98,7 +86,9 @@ def test_the_summary_counts_what_is_committed() -> None:
         "videos: 51, clips: 1,201, filtered: 3 (too_short 3), quarantined: 2 (crash 1, decode 1)"
     )
     assert lines[2].startswith("this run: 201 clips in ")
-    assert lines[3:] == ["cut: t: byte 9: cut", "failed: u: is not there", "OUT: s3://b/out"]
+    assert lines[3].startswith("start-up: first clip encoded after")
+    assert lines[4].startswith("memory: worker at most")
+    assert lines[5:] == ["cut: t: byte 9: cut", "failed: u: is not there", "OUT: s3://b/out"]
 
 
 def test_a_run_with_nothing_left_to_do_says_so_in_two_lines_and_the_place() -> None:
@@ -112,3 +102,9 @@ def test_a_run_with_nothing_left_to_do_says_so_in_two_lines_and_the_place() -> N
 def test_mixed_numeric_environments_are_said() -> None:
     ledger = ledger_of(*(receipt(shard=name, numerics={"device": name}) for name in "ab"))
     assert "2 numeric environments are mixed" in summary(Tally(), ledger.counts(), root="/out")
+
+
+def test_an_expelled_worker_is_named() -> None:
+    tally = Tally(expelled={"worker-3.0": "canary: the tokens differ"})
+    lines = summary(tally, ledger_of(receipt(final=True)).counts(), root="/out").splitlines()
+    assert "expelled: worker-3.0: canary: the tokens differ" in lines

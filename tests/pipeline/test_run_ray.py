@@ -6,21 +6,15 @@ import contextlib
 import json
 import os
 import re
-import secrets
-import shutil
 import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.verify import main as verify
 from tests.pipeline import runs
+from tests.pipeline.nodes import Nodes, cluster, until
 
 
 @pytest.fixture(scope="module")
@@ -92,97 +86,21 @@ def test_no_cluster_at_the_address_is_one_line(shards: str, tmp_path: Path) -> N
 # ---- a cluster of two nodes on this machine ----
 
 
-class TwoNodes:
-    """Two raylets on the loopback with a token that both know."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
-        self.env = {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "RAY_DEDUP_LOGS": "0",
-        }
-        self._sessions: list[int] = []
-        self._folder = folder
-
-    def start(self) -> None:
-        port = self.address.split(":")[1]
-        self._start("--head", f"--port={port}", f"--temp-dir={self._folder}")
-        self._start(f"--address={self.address}")
-
-    def _start(self, *options: str) -> None:
-        with (self._folder / "start.log").open("a+") as log:
-            process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "ray.scripts.scripts", "start", *options),
-                    *("--node-ip-address=127.0.0.1", "--num-cpus=2", "--disable-usage-stats"),
-                    "--object-store-memory=100000000",
-                ],
-                env=os.environ | self.env,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-            self._sessions.append(process.pid)
-            assert process.wait(timeout=90) == 0, (log.seek(0), log.read())
-
-    def arguments(self, shards: str, out: Path) -> tuple[str, ...]:
-        where = ("cluster=ray", f"cluster.address={self.address}")
-        return arguments(shards, out, *LARGER, *where)
-
-    def processes(self, pattern: str = "") -> list[int]:
-        """Ids of this cluster's processes whose command line matches."""
-        return [
-            number
-            for leader in self._sessions
-            for number, words in runs.session(leader).items()
-            if re.search(pattern, words)
-        ]
-
-    def node_of(self, worker: int) -> int:
-        """Which ``ray start`` a worker belongs to."""
-        return next(leader for leader in self._sessions if worker in runs.session(leader))
-
-    def stop(self) -> None:
-        deadline = time.monotonic() + 30
-        while (left := self.processes()) and time.monotonic() < deadline:
-            for number in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(number, signal.SIGKILL)
-            time.sleep(0.2)
-        assert left == []
-
-
 @pytest.fixture
-def two_nodes() -> Iterator[TwoNodes]:
-    # paths of sockets are at most 107 bytes long
-    folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
-    nodes = TwoNodes(folder)
-    try:
-        nodes.start()
+def two_nodes() -> Iterator[Nodes]:
+    with cluster(2) as nodes:
         yield nodes
-    finally:
-        nodes.stop()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def until(condition: Callable[[], bool], command: runs.Command, timeout_seconds: float) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        assert command.process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_nodes_share_the_work_and_give_the_same_tokens(
-    two_nodes: TwoNodes, shards: str, larger_oracle: Path, tmp_path: Path
+    two_nodes: Nodes, shards: str, larger_oracle: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    command = runs.start(*two_nodes.arguments(shards, out), cwd=tmp_path, **two_nodes.env)
+    command = runs.start(
+        *arguments(shards, out, *LARGER, *two_nodes.where), cwd=tmp_path, **two_nodes.env
+    )
     workers: set[int] = set()
     nodes: set[int] = set()
 
@@ -205,10 +123,12 @@ def test_two_nodes_share_the_work_and_give_the_same_tokens(
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_killed_actor_costs_time_and_no_tokens(
-    two_nodes: TwoNodes, shards: str, larger_oracle: Path, tmp_path: Path
+    two_nodes: Nodes, shards: str, larger_oracle: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    command = runs.start(*two_nodes.arguments(shards, out), cwd=tmp_path, **two_nodes.env)
+    command = runs.start(
+        *arguments(shards, out, *LARGER, *two_nodes.where), cwd=tmp_path, **two_nodes.env
+    )
     runs.wait_for_receipts(command, out)
     victim, *_ = two_nodes.processes("^ray::EncoderActor")
     os.kill(victim, signal.SIGKILL)
@@ -224,9 +144,9 @@ def test_a_killed_actor_costs_time_and_no_tokens(
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_cluster_with_a_token_is_closed_to_who_does_not_have_it(
-    two_nodes: TwoNodes, shards: str, tmp_path: Path
+    two_nodes: Nodes, shards: str, tmp_path: Path
 ) -> None:
-    ended = runs.run(*two_nodes.arguments(shards, tmp_path / "out"), cwd=tmp_path)
+    ended = runs.run(*arguments(shards, tmp_path / "out", *LARGER, *two_nodes.where), cwd=tmp_path)
     assert ended.returncode == 1
     [line] = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in line

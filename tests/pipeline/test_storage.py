@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage as storage_module
+from pipeline.backends import storage_errors
 from pipeline.errors import StorageError, StorageRefused
-from pipeline.storage import Storage, storage_errors
+from pipeline.storage import Storage
 
 
 @pytest.fixture

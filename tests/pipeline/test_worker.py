@@ -51,6 +51,7 @@ def spec(out: Path, **changes: Any) -> WorkerSpec:
         "limits": VideoLimits(),
         "read_rules": RULES,
         "read_ahead_bytes": 1 << 20,
+        "range_bytes": 1 << 16,
         "decoders": 2,
         "commit_rules": CommitRules(
             **commit | {"max_quarantine_bytes": 0} | changes.pop("commit", {})

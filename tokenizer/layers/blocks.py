@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from tokenizer.config import NormKind
 from tokenizer.layers.conv import FrameConv, TimePadding, time_conv, volume_conv
 from tokenizer.layers.stream import Stream
+from tokenizer.layers.tiles import FRAMES, ROWS, by_tiles, is_tiled
 
 EPS = 1e-6
 NUM_GROUPS = 32
@@ -70,7 +71,7 @@ def volume_scope(padding: TimePadding) -> NormScope:
 
 
 def norm_silu(norm: nn.Module, x_BTHWC: Tensor) -> Tensor:
-    """SiLU of the normalised input.
+    """SiLU of the normalised input, both in float32, in the dtype of the input.
 
     On the CPU one clip at a time: torch shares a tensor out among threads in equal runs of elements
     and computes the last few of a run by another exponential, which rounds differently. Over the
@@ -79,10 +80,10 @@ def norm_silu(norm: nn.Module, x_BTHWC: Tensor) -> Tensor:
     """
     h_BTHWC: Tensor = norm(x_BTHWC)
     if h_BTHWC.requires_grad:
-        return F.silu(h_BTHWC)
+        return F.silu(h_BTHWC).to(x_BTHWC.dtype)
     for part in h_BTHWC if h_BTHWC.device.type == "cpu" else (h_BTHWC,):
         F.silu(part, inplace=True)
-    return h_BTHWC
+    return h_BTHWC.to(x_BTHWC.dtype)
 
 
 class ResBlock(nn.Module):
@@ -91,6 +92,7 @@ class ResBlock(nn.Module):
     Args:
         make_conv: builds one convolution from its input and output channels.
         make_norm: builds one normalisation from its channels.
+        tile_axis: FRAMES or ROWS where the block looks at no other ones; None: at all.
     """
 
     def __init__(
@@ -99,8 +101,10 @@ class ResBlock(nn.Module):
         out_channels: int,
         make_conv: Callable[[int, int], nn.Module],
         make_norm: Callable[[int], nn.Module],
+        tile_axis: int | None,
     ) -> None:
         super().__init__()
+        self.out_channels, self.tile_axis = out_channels, tile_axis
         self.norm1 = make_norm(in_channels)
         self.conv1 = make_conv(in_channels, out_channels)
         self.norm2 = make_norm(out_channels)
@@ -110,7 +114,23 @@ class ResBlock(nn.Module):
         )
 
     def forward(self, x_BTHWC: Tensor, stream: Stream) -> Tensor:
-        """``[B, T, H, W, in_channels]`` -> ``[B, T, H, W, out_channels]``."""
+        """``[B, T, H, W, in_channels]`` -> ``[B, T, H, W, out_channels]``.
+
+        In tiles, that is on a CPU without gradients, the input is overwritten.
+        """
+        if self.tile_axis is None or not is_tiled(self, x_BTHWC):
+            return self._step(x_BTHWC, stream)
+        looks_back = 2 if self.tile_axis == ROWS else 0
+        return by_tiles(
+            self._step,
+            x_BTHWC,
+            stream,
+            axis=self.tile_axis,
+            channels=self.out_channels,
+            looks_back=looks_back,
+        )
+
+    def _step(self, x_BTHWC: Tensor, stream: Stream) -> Tensor:
         h_BTHWC: Tensor = self.conv1(norm_silu(self.norm1, x_BTHWC), stream)
         h_BTHWC = self.conv2(norm_silu(self.norm2, h_BTHWC), stream)
         if self.nin_shortcut is not None:
@@ -121,7 +141,11 @@ class ResBlock(nn.Module):
 def frame_block(in_channels: int, out_channels: int, norm: NormKind) -> ResBlock:
     """Residual block within each frame (2D)."""
     return ResBlock(
-        in_channels, out_channels, FrameConv, lambda c: make_norm(norm, c, NormScope.frame)
+        in_channels,
+        out_channels,
+        FrameConv,
+        lambda c: make_norm(norm, c, NormScope.frame),
+        tile_axis=FRAMES,
     )
 
 
@@ -133,6 +157,7 @@ def time_block(channels: int, norm: NormKind, padding: TimePadding) -> ResBlock:
         channels,
         lambda c, _: time_conv(c, padding),
         lambda c: make_norm(norm, c, scope),
+        tile_axis=ROWS,
     )
     for parameter in block.conv2.parameters():
         nn.init.zeros_(parameter)
@@ -146,6 +171,7 @@ def volume_block(channels: int, norm: NormKind, padding: TimePadding) -> ResBloc
         channels,
         lambda c, o: volume_conv(c, o, padding),
         lambda c: make_norm(norm, c, volume_scope(padding)),
+        tile_axis=None,
     )
 
 
@@ -162,7 +188,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BTHWC: Tensor, stream: Stream) -> Tensor:
         """Same shape; every frame attends to itself only."""
-        n_BTHWC = self.norm(x_BTHWC)
+        n_BTHWC = self.norm(x_BTHWC).to(x_BTHWC.dtype)
         q_BTPC, k_BTPC, v_BTPC = (
             project(n_BTHWC, stream).flatten(2, 3) for project in (self.q, self.k, self.v)
         )

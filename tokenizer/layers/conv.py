@@ -2,7 +2,8 @@
 
 Everything here takes and returns contiguous ``[B, T, H, W, C]``: channels last, so that a frame
 batch, a time line and the whole volume are views of the same memory in the layout that the
-convolution kernels want. Parameters keep the published shapes.
+convolution kernels want. Parameters keep the published shapes and dtype; what a layer computes in
+is the dtype of its input.
 """
 
 # B batch · T H W frames, rows, columns · C channels · O output channels
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokenizer.layers.packed import PackedWeights
 from tokenizer.layers.stream import Stream
 
 
@@ -68,11 +70,13 @@ class FrameConv(nn.Conv2d):
             stride=2 if halve else 1,
             padding=0 if halve else kernel // 2,
         )
+        self._packed = PackedWeights(as_they_are)
 
     def forward(self, x_BTHWC: Tensor, stream: Stream | None = None) -> Tensor:
         """``[B, T, H, W, C]`` -> ``[B, T, H, W, O]``; needs no stream, as it looks at no time."""
-        y_NOHW = super().forward(_frames(x_BTHWC))
-        return _clips(y_NOHW, num_clips=x_BTHWC.shape[0])
+        weight, bias = self._packed.of(self, x_BTHWC.dtype)
+        y_NOHW = F.conv2d(frames(x_BTHWC), weight, bias, self.stride, self.padding)
+        return clips(y_NOHW, num_clips=x_BTHWC.shape[0])
 
 
 class TimeConv(nn.Conv1d):
@@ -82,17 +86,15 @@ class TimeConv(nn.Conv1d):
         super().__init__(channels, channels, 3)
         self.time_padding = padding
         self.sides = padding.sides(kernel=3, stride=1)
+        self._packed = PackedWeights(as_columns)
 
     def forward(self, x_BTHWC: Tensor, stream: Stream | None = None) -> Tensor:
         """``[B, T, H, W, C]`` -> the same shape."""
         B, T, H, W, C = x_BTHWC.shape
         x_BTHWC = self.time_padding.pad(x_BTHWC, *self.sides, stream)
+        weight, bias = self._packed.of(self, x_BTHWC.dtype)
         # As a (3, 1) convolution of a picture with T rows and H * W columns: no transposed copy.
-        y_BCTP = F.conv2d(
-            x_BTHWC.reshape(B, -1, H * W, C).permute(0, 3, 1, 2),
-            self.weight[..., None],
-            self.bias,
-        )
+        y_BCTP = F.conv2d(x_BTHWC.reshape(B, -1, H * W, C).permute(0, 3, 1, 2), weight, bias)
         return y_BCTP.permute(0, 2, 3, 1).reshape(B, T, H, W, C)
 
 
@@ -114,33 +116,39 @@ class VolumeConv(nn.Conv3d):
         super().__init__(in_channels, out_channels, kernel, stride=(1 + halve_time, 1, 1))
         self.time_padding = padding
         self.sides = (0, 0) if halve_time else padding.sides(kernel, stride=1)
+        # 3D kernels are slow for the 3 colours and the few latent channels.
+        self.has_few_channels = in_channels < 8
+        self._packed = PackedWeights(taps_as_channels if self.has_few_channels else as_they_are)
 
     def forward(self, x_BTHWC: Tensor, stream: Stream | None = None) -> Tensor:
         """``[B, T, H, W, C]`` -> ``[B, T', H, W, O]``."""
         x_BTHWC = self.time_padding.pad(x_BTHWC, *self.sides, stream)
-        if self.in_channels < 8:
-            return self._few_channels(x_BTHWC)
+        weight, bias = self._packed.of(self, x_BTHWC.dtype)
         side = self.kernel_size[1] // 2
-        y_BOTHW = F.conv3d(
-            x_BTHWC.permute(0, 4, 1, 2, 3),
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            padding=(0, side, side),
-        )
+        if self.has_few_channels:
+            K = self.kernel_size[0]
+            T = x_BTHWC.shape[1] - K + 1
+            taps_BTHWC = torch.cat([x_BTHWC[:, k : k + T] for k in range(K)], dim=-1)
+            y_NOHW = F.conv2d(frames(taps_BTHWC), weight, bias, padding=side)
+            return clips(y_NOHW, num_clips=x_BTHWC.shape[0])
+        x_BCTHW = x_BTHWC.permute(0, 4, 1, 2, 3)
+        y_BOTHW = F.conv3d(x_BCTHW, weight, bias, self.stride, padding=(0, side, side))
         return y_BOTHW.permute(0, 2, 3, 4, 1).contiguous()
 
-    def _few_channels(self, x_BTHWC: Tensor) -> Tensor:
-        """Same sum with the K taps in time laid side by side as channels of a 2D convolution.
 
-        3D kernels are slow for the 3 colours and the few latent channels.
-        """
-        out_channels, C, K, size, _ = self.weight.shape
-        T = x_BTHWC.shape[1] - K + 1
-        taps_BTHWC = torch.cat([x_BTHWC[:, k : k + T] for k in range(K)], dim=-1)
-        weight_OCHW = self.weight.transpose(1, 2).reshape(out_channels, K * C, size, size)
-        y_NOHW = F.conv2d(_frames(taps_BTHWC), weight_OCHW, self.bias, padding=size // 2)
-        return _clips(y_NOHW, num_clips=x_BTHWC.shape[0])
+def as_they_are(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of an ordinary convolution."""
+    return weight, bias
+
+
+def as_columns(weight_OCK: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """A 1D convolution as a 2D one that is one column wide."""
+    return weight_OCK[..., None], bias
+
+
+def taps_as_channels(weight_OCKHW: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """A 3D convolution as a 2D one, the taps in time side by side as channels."""
+    return weight_OCKHW.transpose(1, 2).flatten(1, 2), bias
 
 
 class CausalConv(nn.Module):
@@ -174,11 +182,12 @@ def volume_conv(
     return CausalConv(conv) if padding.is_causal else conv
 
 
-def _frames(x_BTHWC: Tensor) -> Tensor:
+def frames(x_BTHWC: Tensor) -> Tensor:
     """View as a batch of frames [N, C, H, W] in channels-last memory."""
     return x_BTHWC.flatten(0, 1).permute(0, 3, 1, 2)
 
 
-def _clips(x_NCHW: Tensor, num_clips: int) -> Tensor:
+def clips(x_NCHW: Tensor, num_clips: int) -> Tensor:
+    """The frames as clips again."""
     x_NHWC = x_NCHW.permute(0, 2, 3, 1)
     return x_NHWC.reshape(num_clips, -1, *x_NHWC.shape[1:])
