@@ -123,6 +123,8 @@ class Injector:
         return "the next worker that encodes"
 
     def _end_driver(self, number: signal.Signals) -> str | None:
+        if self._victim(processes.WORKER) is None:  # it is still starting, there is nothing to lose
+            return None
         pid = self._run.signal(number)
         return None if pid is None else f"pid {pid}"
 
