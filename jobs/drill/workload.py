@@ -11,7 +11,6 @@ import random
 import sys
 import tarfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from jobs.drill.cluster import BUCKET, Store
 from pipeline.demo import demo_videos
