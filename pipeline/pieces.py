@@ -53,6 +53,8 @@ class Sampling:
     folder: Path
     rules: ReadRules
     options: Mapping[str, Any]
+    tar_bytes: Mapping[str, int]
+    """Size of each tar by its shard's name: what follows the last video counts with it."""
     pieces: list[Piece] = field(default_factory=list)
     num_bytes: int = 0
     """Of the videos read."""
@@ -75,9 +77,13 @@ class Sampling:
             except ShardError as error:
                 errors.append(str(error))
                 continue
+            end = taken[-1].end_offset if taken else 0
+            if len(taken) == PIECE_VIDEOS or sum(len(s.video) for s in taken) >= PIECE_BYTES:
+                offsets[shard] = end
+            elif not shard.members:  # that was all
+                end = self.tar_bytes[shard.name]
             if taken:
-                offsets[shard] = taken[-1].end_offset
-                self._add(shard, number, taken)
+                self._add(shard, number, taken, end)
         if not self.pieces:
             raise RunError(f"no video could be read: {errors[0] if errors else 'all are empty'}")
         return self.pieces
@@ -95,7 +101,7 @@ class Sampling:
                     break
         return taken
 
-    def _add(self, shard: Shard, number: int, taken: Sequence[Sample]) -> None:
+    def _add(self, shard: Shard, number: int, taken: Sequence[Sample], end: int) -> None:
         whole = [sample for sample in taken if sample.defect is None]
         path = self.folder / f"{shard.name}-{number}.tar"
         path.write_bytes(_tar_of(whole))
@@ -104,7 +110,7 @@ class Sampling:
             Piece(
                 shard=shard,
                 path=path,
-                covered=taken[-1].end_offset - taken[0].start_offset,
+                covered=end - taken[0].start_offset,
                 num_videos=len(whole),
                 defects=len(taken) - len(whole),
             )

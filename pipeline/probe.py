@@ -48,7 +48,7 @@ class Probe:
 
 
 def probe(
-    shards: Sequence[Shard],
+    shards: Mapping[Shard, int],
     spec: WorkerSpec,
     *,
     folder: Path,
@@ -59,7 +59,7 @@ def probe(
     """Tokenise for about so many seconds and measure.
 
     Args:
-        shards: of the data set.
+        shards: of the data set, with their sizes in bytes.
         spec: of the worker; its OUT is a temporary one.
         folder: where the pieces may lie.
         open_shards: pieces in hand at once.
@@ -70,8 +70,9 @@ def probe(
         RunError: nothing could be read or encoded.
     """
     began = time.monotonic()
-    sampling = Sampling(folder, spec.read_rules, spec.input_options)
-    pieces = sampling.take(shards, began + READ_SHARE * seconds)
+    sizes = {shard.name: size for shard, size in shards.items()}
+    sampling = Sampling(folder, spec.read_rules, spec.input_options, sizes)
+    pieces = sampling.take(tuple(shards), began + READ_SHARE * seconds)
     show(f"read {len(pieces)} pieces of {len({piece.shard.name for piece in pieces})} shards")
     spent = time.monotonic() - began
     workers = InlineWorkers(spec, open_shards=open_shards)

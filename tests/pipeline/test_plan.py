@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import boto3
 import pytest
 import torch
 
@@ -159,3 +160,20 @@ def test_shards_are_chosen_by_their_names_alone():
     assert len(chosen) == pieces.MAX_SHARDS
     assert pieces.choose(shards[::-1]) == chosen
     assert [shard.name for shard in chosen] != sorted(shard.name for shard in chosen)
+
+
+def test_shards_in_a_bucket(predicted, bucket, tmp_path):
+    runs.write_shards(tmp_path, num_shards=2, num_videos=2)
+    client = boto3.client("s3")
+    for name in ("00000.tar", "00001.tar"):
+        client.upload_file(str(tmp_path / name), bucket, name)
+    facts, _ = predicted(
+        "+dataset=tars",
+        f"dataset.shards=s3://{bucket}/{{00000..00001}}.tar",
+        f"output.root=s3://{bucket}/out",
+        "--probe-seconds",
+        "60",
+    )
+    assert facts["prediction"]["clips"]["value"] == pytest.approx(8)
+    names = {entry["Key"] for entry in client.list_objects_v2(Bucket=bucket)["Contents"]}
+    assert names == {"00000.tar", "00001.tar"}
