@@ -31,9 +31,9 @@ class Finished:
     task: ShardTask
     """What was attempted."""
     receipts: Sequence[Receipt] = ()
-    """The segments that hold, when it succeeded; unless handed back, the last one is final."""
+    """The segments that hold, when it succeeded: nothing is left of the shard."""
     error: BaseException | None = None
-    """Why it did not."""
+    """Why it did not; `HandedBack`: it was asked to end early."""
     counts_as_attempt: bool = True
     """False: the machine was taken away, which says nothing of the shard."""
 

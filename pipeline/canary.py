@@ -11,7 +11,7 @@ good canary was never committed.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any
@@ -55,14 +55,16 @@ class Canary:
         if self._mode is CanaryMode.off:
             return
         spec = self._spec
-        small = canary_frames(spec.batch_clips, spec.clip_frames, SIDE, SIDE)
-        found = self._encoder.encode(small, spec.batch_clips)
-        check_reference(storage, spec, found, self._reference)
-        # On a GPU the shape of the run itself: then the kernels are those that make the tokens.
-        self._frames, self._first = small, found
+        self._frames = canary_frames(1, spec.clip_frames, SIDE, SIDE)
+        self._first = self._encode()
+        check_reference(storage, spec, self._first[0], self._reference)
         if spec.device != "cpu":
+            # The shape of the run itself: then the kernels are those that make the tokens.
             self._frames = canary_frames(spec.batch_clips, spec.clip_frames, *spec.buckets[0])
-            self._first = self._encoder.encode(self._frames, spec.batch_clips)
+            self._first = self._encode()
+
+    def _encode(self) -> Tokens:
+        return self._encoder.encode(self._frames, len(self._frames))
 
     def check(self) -> None:
         """Encode the canary once more.
@@ -70,7 +72,7 @@ class Canary:
         Raises:
             WorkerExpelled: its tokens are not those of the start.
         """
-        found = self._encoder.encode(self._frames, self._spec.batch_clips)
+        found = self._encode()
         share = max(map(disagreement, self._first, found))
         if not all(map(np.array_equal, self._first, found)):
             raise WorkerExpelled(
@@ -81,12 +83,10 @@ class Canary:
 
     def _reference(self) -> npt.NDArray[Any]:
         """Tokens of one canary clip in fp32, on the CPU of this machine."""
+        if (self._spec.device, self._spec.precision) == ("cpu", "fp32"):
+            return self._first[0]
         spec = replace(self._spec, device="cpu", precision="fp32", batch_clips=1)
-        encoder = self._encoder
-        if (self._spec.device, self._spec.precision) != ("cpu", "fp32"):
-            encoder = ClipEncoder(spec)
-        clip = canary_frames(1, spec.clip_frames, SIDE, SIDE)
-        return encoder.encode(clip, 1)[0]
+        return ClipEncoder(spec).encode(self._frames, 1)[0]
 
 
 def canary_frames(
@@ -117,16 +117,16 @@ def disagreement(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
 def check_reference(
     storage: Storage,
     spec: EncoderSpec,
-    found: Sequence[npt.NDArray[Any]],
-    make: Any,
+    found: npt.NDArray[Any],
+    make: Callable[[], npt.NDArray[Any]],
 ) -> None:
     """Compare a worker's first canary with the run's reference, which the first worker makes.
 
     Args:
         storage: OUT.
         spec: precision and kind of tokens.
-        found: tokens of each row of the batch.
-        make: computes the reference, ``() -> tokens of one clip``; called where there is none yet.
+        found: the worker's tokens.
+        make: computes the reference; called where there is none yet.
 
     Raises:
         WorkerExpelled: beyond the bound.
@@ -146,11 +146,11 @@ def check_reference(
     assert expected is not None
     is_index = np.issubdtype(expected.dtype, np.integer)
     bound = (INDEX_BOUNDS if is_index else LATENT_BOUNDS)[spec.precision]
-    worst = max(disagreement(expected, row) for row in found)
-    if worst > bound:
+    share = disagreement(expected, found)
+    if share > bound:
         raise WorkerExpelled(
             "canary",
-            f"the tokens of the canary clip differ by {worst:.2%} from the run's reference "
+            f"the tokens of the canary clip differ by {share:.2%} from the run's reference "
             f"({storage}/{REFERENCE}), {bound:.2%} are allowed in {spec.precision}: this device "
             "computes wrongly",
         )

@@ -65,20 +65,32 @@ def check_command(arguments: Sequence[str]) -> None:
         raise ConfigError(f"unknown option {unknown[0]}; see --help")
     if known.help or known.hydra_help or known.info or known.multirun:
         return
-    with initialize_config_module("conf", version_base="1.3"):
-        for directory in [known.config_dir] if known.config_dir else []:
-            raise_if_missing(directory)
-        try:
-            overrides = list(known.overrides)
-            if known.config_dir:
-                overrides.append(f"hydra.searchpath=[file://{known.config_dir}]")
-            config = compose("run", overrides=overrides)
+    config = compose_overrides(known.overrides, known.config_dir)
+    if not known.cfg:
+        to_run_config(config)
+
+
+def compose_overrides(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
+    """What a command line composes, without Hydra's running anything.
+
+    Args:
+        overrides: with their paths quoted.
+        config_dir: a further folder of options.
+
+    Raises:
+        ConfigError: an unknown group, option or key, a bad value, or nothing chosen.
+    """
+    if config_dir:
+        raise_if_missing(config_dir)
+        overrides = [*overrides, f"hydra.searchpath=[file://{config_dir}]"]
+    try:
+        with initialize_config_module("conf", version_base="1.3"):
+            config = compose("run", overrides=list(overrides))
             require_groups(config)
-            if not known.cfg:
-                to_run_config(config)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(one_line(error)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(one_line(error)) from error
     GlobalHydra.instance().clear()
+    return config
 
 
 def raise_if_missing(directory: str) -> None:

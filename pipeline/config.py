@@ -11,7 +11,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.records import CanaryMode, SamplingMode, TailPolicy
+from pipeline.records import CanaryMode, Retry, SamplingMode, TailPolicy
 from tokenizer import Precision, TokenizerConfig
 
 
@@ -298,5 +298,8 @@ class RunConfig:
     """warn about tokens of another numeric environment in OUT, or refuse them (strict)."""
     changed_inputs: ChangedInputs = ChangedInputs.keep
     """keep what was made of a source that has changed since, or redo it."""
+    retry: Retry | None = None
+    """Also try again: quarantined (videos that could not be tokenised, with the limits of now), or
+    incomplete (what lay behind the cut of a tar). Only adds rows; repeat it as often as wanted."""
     dry_run: bool = False
     """Plan and print, change nothing."""

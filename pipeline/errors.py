@@ -6,6 +6,7 @@
     │   ├── StorageError          a read or a write that may succeed next time
     │   ├── WorkerLost            the worker died or was taken away
     │   ├── WorkerExpelled        the worker computes wrongly; nothing of it is committed any more
+    │   ├── HandedBack            the worker ended early, as it was asked to
     │   └── Abandoned             somebody else has finished the shard
     ├── Interrupted           the run was asked to stop, and did so in order
     └── RunError              the run stops, with one line and a non-zero exit
@@ -59,6 +60,10 @@ class WorkerLost(ShardError):
 
 class WorkerExpelled(ShardError):
     """The worker's arithmetic disagrees with the run's: it gets no shard any more."""
+
+
+class HandedBack(ShardError):
+    """The worker committed what was done and ended, as it was asked to; somebody else goes on."""
 
 
 class Abandoned(ShardError):

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.attempts import Wish
@@ -49,6 +49,16 @@ class ByteBudget:
             self._changed.notify_all()
 
 
+@dataclass(slots=True)
+class OpenAttempt:
+    """An attempt that is under way, as the driver sees it."""
+
+    wish: Wish | None = None
+    """What the driver asks of it."""
+    covered: int = 0
+    """Bytes (members of a bucket) that are done with, from the task's start."""
+
+
 class ShardReading(threading.Thread):
     """The reader thread of one open shard, and what it has read so far, in order."""
 
@@ -60,6 +70,9 @@ class ShardReading(threading.Thread):
         rules: ReadRules,
         buffers: RangeBuffers,
         options: Mapping[str, Any],
+        wants: Callable[[Sample], bool],
+        end_offset: int | None,
+        open_attempt: OpenAttempt,
         submit: Callable[[OpenVideo], None],
         count: Callable[[int], None],
     ) -> None:
@@ -71,6 +84,9 @@ class ShardReading(threading.Thread):
             rules: what counts as a sample.
             buffers: memory for reading ahead, of all open shards of the worker.
             options: fsspec options.
+            wants: whether a video is to be decoded; others are passed over.
+            end_offset: reading ends where a sample begins behind this; None: at the shard's end.
+            open_attempt: what the driver asks of it, and how far it is.
             submit: hands a video to the decoders; may block.
             count: called with -1 when it supplies no more videos, with 1 when it does again.
         """
@@ -78,15 +94,13 @@ class ShardReading(threading.Thread):
         self.task = task
         self._source, self._rules, self._buffers = source, rules, buffers
         self._options = options
+        self._wants, self._end_offset = wants, end_offset
+        self.open_attempt = open_attempt
         self._submit, self._count = submit, count
         self.videos: deque[OpenVideo] = deque()
         self.end: ShardEnd | None = None
         self.failure: BaseException | None = None
         self.abandoned = threading.Event()
-        self.wish: Wish | None = None
-        """What the driver asks of this attempt."""
-        self.covered = 0
-        """Bytes (members of a bucket) that are done with, from the task's start."""
 
     def run(self) -> None:
         """Read to the end of the shard, as fast as the worker's budget lets through."""
@@ -115,7 +129,11 @@ class ShardReading(threading.Thread):
                 if isinstance(item, ShardEnd):
                     self.end = item
                     return
-                self._take(item)
+                if self._end_offset is not None and item.start_offset >= self._end_offset:
+                    self.end = ShardEnd(offset=item.start_offset)
+                    return
+                if self._wants(item):
+                    self._take(item)
 
     def _take(self, sample: Sample) -> None:
         self._wait_for_room()

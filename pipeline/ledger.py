@@ -25,12 +25,14 @@ from pipeline.manifest import (
 )
 from pipeline.reader import Source
 from pipeline.receipts import (
+    NEVER_RETRIED,
     Receipt,
     ReceiptName,
     list_receipts,
     read_receipts,
     receipt_name,
 )
+from pipeline.records import Retry
 from pipeline.segments import ShardTask
 from pipeline.shards import Shard
 from pipeline.storage import Storage
@@ -73,9 +75,14 @@ class ShardState:
         return self.is_final and self.cut_reason is None
 
     @property
-    def num_quarantined(self) -> int:
-        """Videos that are still quarantined."""
-        return sum(sum(reasons.values()) for reasons in self.quarantined.values())
+    def num_retriable(self) -> int:
+        """Videos that are still quarantined and that another attempt may save."""
+        return sum(
+            number
+            for reasons in self.quarantined.values()
+            for reason, number in reasons.items()
+            if reason not in NEVER_RETRIED
+        )
 
     def holds(self, segment: int, generation: int) -> bool:
         """Whether this receipt is counted already."""
@@ -325,20 +332,30 @@ def read_chain(storage: Storage, shard: str) -> list[Receipt]:
     return receipts
 
 
-def task_of(shard: Shard, state: ShardState, *, size_bytes: int = 0) -> ShardTask:
-    """The attempt that continues a shard from its last receipt.
+def task_of(
+    shard: Shard, state: ShardState, retry: Retry | None = None, *, size_bytes: int = 0
+) -> ShardTask | None:
+    """The attempt that continues a shard from its last receipt; None when nothing is left.
 
     Args:
         shard: which.
         state: what is committed of it.
+        retry: what of that is tried again.
         size_bytes: of the source (members of a bucket); 0: not known.
     """
+    behind_cut = retry is Retry.incomplete and state.is_final and not state.is_complete
+    amends = retry is Retry.quarantined and state.num_retriable > 0
+    goes_on = behind_cut or not state.is_final
+    if not (goes_on or amends):
+        return None
     return ShardTask(
         shard=shard,
-        source=state.source,
+        source=None if behind_cut else state.source,
         start_offset=state.end_offset,
         next_segment=state.num_segments,
         generation=state.num_cuts,
         seen=state.key_digests,
-        remaining=max(0, size_bytes - state.end_offset),
+        retry=retry if amends or behind_cut else None,
+        goes_on=goes_on,
+        remaining=size_bytes if amends else max(0, size_bytes - state.end_offset),
     )

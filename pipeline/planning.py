@@ -11,6 +11,7 @@ from pipeline.inputs import sources_of
 from pipeline.ledger import Ledger, task_of
 from pipeline.reader import Source
 from pipeline.receipts import list_receipts
+from pipeline.records import Retry
 from pipeline.segments import ShardTask
 from pipeline.shards import Shard
 from pipeline.storage import Storage
@@ -31,9 +32,24 @@ class Plan:
     """What is committed in OUT, also of shards that this run does not name."""
     tasks: list[ShardTask]
 
+    @property
+    def amending(self) -> list[ShardTask]:
+        """Tasks that try quarantined videos again."""
+        return [task for task in self.tasks if task.amends]
+
+    @property
+    def continuing(self) -> list[ShardTask]:
+        """Tasks that begin at a cut."""
+        return [task for task in self.tasks if task.continues_cut]
+
 
 def make_plan(
-    shards: list[Shard], storage: Storage, *, options: Mapping[str, Any], redo_changed: bool
+    shards: list[Shard],
+    storage: Storage,
+    *,
+    options: Mapping[str, Any],
+    redo_changed: bool,
+    retry: Retry | None = None,
 ) -> Plan:
     """What is committed of the shards, and what is left.
 
@@ -42,6 +58,7 @@ def make_plan(
         storage: OUT.
         options: fsspec options for reading the shards.
         redo_changed: forget what was made of sources that have changed since.
+        retry: what of the committed part is tried again.
 
     Raises:
         ConfigError: no shard is there.
@@ -57,20 +74,19 @@ def make_plan(
         for shard in shards
         if shard.name in sources
         and ledger.state(shard.name).source not in (None, sources[shard.name])
+        # another source is what a cut shard waits for
+        and not (retry is Retry.incomplete and ledger.state(shard.name).cut_reason is not None)
     ]
     if changed and redo_changed:
         forget(storage, set(changed))
         ledger, changed = Ledger.open(storage), []
     left_alone = set(changed) | set(missing)
-    tasks = [
-        task_of(
-            shard,
-            ledger.state(shard.name),
-            size_bytes=len(shard.members) or sources[shard.name].size_bytes,
-        )
-        for shard in shards
-        if not ledger.state(shard.name).is_final and shard.name not in left_alone
-    ]
+    tasks = []
+    for shard in shards:
+        if shard.name not in left_alone:
+            size = len(shard.members) or sources[shard.name].size_bytes
+            task = task_of(shard, ledger.state(shard.name), retry, size_bytes=size)
+            tasks += [task] if task is not None else []
     return Plan(shards, sources, missing, changed, ledger, tasks)
 
 
@@ -86,17 +102,20 @@ def forget(storage: Storage, shards: Collection[str]) -> None:
 def tally_of(plan: Plan) -> Tally:
     """How the run stands before it begins."""
     counts = plan.ledger.counts(shard.name for shard in plan.shards)
+    # what is tried again is counted again by the workers
+    again = sum(plan.ledger.state(task.shard.name).num_retriable for task in plan.amending)
     stale = "its source has changed since it was begun (changed_inputs=redo does it anew)"
     return Tally(
         num_shards=len(plan.shards),
-        done_shards=counts.final_shards,
+        done_shards=counts.final_shards
+        - sum(plan.ledger.state(task.shard.name).is_final for task in plan.tasks),
         failed=plan.missing
         | {name: stale for name in plan.changed if not plan.ledger.state(name).is_final},
         to_cover=sum(task.remaining for task in plan.tasks),
         before={
-            "videos": counts.videos,
+            "videos": counts.videos - again,
             "clips": counts.clips,
-            "quarantined": counts.quarantined.total(),
+            "quarantined": counts.quarantined.total() - again,
             "filtered": counts.filtered.total(),
         },
     )

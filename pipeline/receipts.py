@@ -28,6 +28,9 @@ MAX_RECEIPT_BYTES = 64 << 20
 SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,250}")
 """Names of shards and parts: no separator, nothing that leads out of a folder."""
 
+NEVER_RETRIED = frozenset({"duplicate_key"})
+"""Reasons of a quarantine that no other attempt can change: the key is another video's."""
+
 _RECEIPT_NAME = re.compile(
     r"(?P<shard>[A-Za-z0-9_][A-Za-z0-9_.-]*)\.(?P<segment>\d{5,9})(?:\.r(?P<generation>[1-9]\d{0,5}))?\.json"
 )
@@ -244,9 +247,10 @@ def parse_name(name: str) -> ReceiptName | None:
     return ReceiptName(match["shard"], int(match["segment"]), int(match["generation"] or 0))
 
 
-def part_name(shard: str, segment: int, attempt: str) -> str:
+def part_name(shard: str, segment: int, attempt: str, generation: int = 0) -> str:
     """File name of a part."""
-    return f"{shard}-{segment:05d}-{attempt}.parquet"
+    retry = f"-r{generation}" if generation else ""
+    return f"{shard}-{segment:05d}{retry}-{attempt}.parquet"
 
 
 def quarantine_name(shard: str, segment: int, attempt: str) -> str:

@@ -39,6 +39,15 @@ class CanaryMode(enum.Enum):
     off = "off"
 
 
+class Retry(enum.Enum):
+    """What of the committed part of OUT is tried again."""
+
+    quarantined = "quarantined"
+    """Videos that could not be tokenised."""
+    incomplete = "incomplete"
+    """What lay behind the cut of a tar."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipPlan:
     """Which clips one decoding pass makes of a video."""

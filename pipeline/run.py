@@ -22,6 +22,7 @@ from pipeline.errors import Interrupted, PipelineError
 from pipeline.inputs import list_folder, list_tars
 from pipeline.planning import Plan, make_plan, tally_of
 from pipeline.progress import ProgressLine, summary
+from pipeline.records import Retry
 from pipeline.run_record import check_fingerprint, write_run_record
 from pipeline.schedule import Scheduler
 from pipeline.shards import Shard
@@ -99,6 +100,7 @@ def execute(run: RunConfig) -> int:
         storage,
         options=run.dataset.storage_options,
         redo_changed=run.changed_inputs is ChangedInputs.redo and not run.dry_run,
+        retry=run.retry,
     )
     print_plan(job, plan)
     tally = tally_of(plan)
@@ -153,11 +155,21 @@ def print_plan(job: _Job, plan: Plan) -> None:
     )
     if job.weights.is_random:
         print(f"tokenizer {run.tokenizer.name} has RANDOM weights: its tokens carry no meaning")
+    if run.retry is not None:
+        print(describe_retry(run.retry, plan))
     for name, reason in plan.missing.items():
         print(f"not there: {name}: {reason}")
     for name in plan.changed:
         print(f"changed since it was tokenised: {name} (changed_inputs={run.changed_inputs.name})")
     sys.stdout.flush()
+
+
+def describe_retry(retry: Retry, plan: Plan) -> str:
+    """What of the committed part will be tried again."""
+    if retry is Retry.incomplete:
+        return f"retry=incomplete: {len(plan.continuing)} cut shards, from where they were cut"
+    videos = sum(plan.ledger.state(task.shard.name).num_retriable for task in plan.amending)
+    return f"retry=quarantined: {videos:,} videos of {len(plan.amending):,} shards"
 
 
 def work(job: _Job, plan: Plan, tally: Tally) -> None:

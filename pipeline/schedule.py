@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pipeline.attempts import Event, Finished, Joined, Left, Wish, WorkerReport, Workers, combined
 from pipeline.errors import (
     Abandoned,
+    HandedBack,
     RunError,
     ShardError,
     TooManyBadVideos,
@@ -26,7 +27,7 @@ from pipeline.errors import (
 )
 from pipeline.heartbeat import HEARTBEAT_SECONDS, write_heartbeat
 from pipeline.leases import Lease, Leases
-from pipeline.ledger import Ledger, ShardState, read_chain, task_of
+from pipeline.ledger import Ledger, read_chain, task_of
 from pipeline.receipts import new_attempt
 from pipeline.segments import ShardTask
 from pipeline.storage import Storage
@@ -148,8 +149,9 @@ class Scheduler:
 
     def _take_finished(self, finished: Finished) -> None:
         shard = finished.task.shard.name
-        is_final = bool(finished.receipts) and finished.receipts[-1].final
-        lease = self._leases.end(finished.task.attempt, self._clock(), finished=is_final)
+        lease = self._leases.end(
+            finished.task.attempt, self._clock(), finished=finished.error is None
+        )
         if lease is None:
             logger.debug("an attempt at %s that was given up has ended", shard)
             return
@@ -159,11 +161,10 @@ class Scheduler:
             return
         if finished.error is None:
             self._ledger.add(finished.receipts)
-            if is_final:
-                self._finish(shard)
-            else:
-                self._tally.handed_back += 1
-                self._go_on(finished.task)
+            self._finish(shard)
+        elif isinstance(finished.error, HandedBack):
+            self._tally.handed_back += 1
+            self._go_on(finished.task)
         else:
             self._take_failure(finished)
 
@@ -209,24 +210,29 @@ class Scheduler:
         """
         shard = task.shard
         try:
-            state = self._read_again(shard.name)
+            left = self._left_of(task)
         except ShardError as away:
             # the same task then: it meets what is committed, and goes on behind it
             logger.warning("receipts of %s cannot be read now: %s", shard.name, away)
         else:
-            if state.is_final:
+            if left is None:
                 self._finish(shard.name)
                 return
-            task = continued(task, state)
+            task = left
         if give_up is not None:
             self._tally.failed[shard.name] = give_up
         elif not self._leases.of_shard(shard.name):  # else its copy goes on
             self._leases.add(task, at=None if delay_seconds is None else self._later(delay_seconds))
 
-    def _read_again(self, shard: str) -> ShardState:
-        """What is committed of a shard now, by whomever."""
-        self._ledger.add(read_chain(self._storage, shard))
-        return self._ledger.state(shard)
+    def _left_of(self, task: ShardTask) -> ShardTask | None:
+        """The task behind what is committed by now, by whomever; None: nothing is left."""
+        shard = task.shard
+        self._ledger.add(read_chain(self._storage, shard.name))
+        left = task_of(shard, self._ledger.state(shard.name), task.retry)
+        if left is None:
+            return None
+        covered = left.start_offset - task.start_offset
+        return replace(left, remaining=max(0, task.remaining - covered))
 
     def _later(self, seconds: float) -> float:
         return self._clock() + seconds
@@ -279,14 +285,14 @@ class Scheduler:
         """Give a straggler to an idle worker as well; whoever is faster wins, by its receipts."""
         shard = lease.task.shard.name
         try:
-            state = self._read_again(shard)
+            task = self._left_of(lease.task)
         except ShardError as away:
             logger.warning("no copy of %s now: %s", shard, away)
             return
-        if state.is_final:  # by another driver
+        if task is None:  # another driver was here
             self._finish(shard)
             return
-        copy = self._leases.copy(continued(lease.task, state), self._clock())
+        copy = self._leases.copy(task, self._clock())
         self._tally.copies += 1
         logger.info("%s takes long: a copy goes to %s", shard, copy.owner)
         self._workers.submit(copy.owner, copy.task)
@@ -337,12 +343,3 @@ class Scheduler:
         except (ShardError, WorkerLost) as error:
             # storage may be away for a moment; the attempts that need it will say so
             logger.warning("no heartbeat: %s", error)
-
-
-def continued(task: ShardTask, state: ShardState) -> ShardTask:
-    """The task behind what is committed by now; itself when that is nothing new."""
-    if state.num_segments <= task.next_segment:
-        return task
-    again = task_of(task.shard, state)
-    covered = again.start_offset - task.start_offset
-    return replace(again, remaining=max(0, task.remaining - covered))

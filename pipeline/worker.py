@@ -18,15 +18,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.amendments import AmendmentWriter
 from pipeline.attempts import Wish, WorkerReport
 from pipeline.batcher import ClipBatcher, GathersClips, Rows
 from pipeline.canary import Canary
+from pipeline.committer import Committer, SegmentWriter
 from pipeline.counters import Counters
 from pipeline.decode_events import ClipDecoded, Event, VideoDecoded, VideoFailed, VideoRetried
 from pipeline.decode_pool import DecodePool
 from pipeline.encode import ClipEncoder, Encoder
 from pipeline.errors import (
     Abandoned,
+    HandedBack,
     PipelineError,
     RunError,
     ShardError,
@@ -34,13 +37,13 @@ from pipeline.errors import (
     WorkerExpelled,
     WorkerLost,
 )
-from pipeline.intake import ByteBudget, ShardReading
+from pipeline.intake import ByteBudget, OpenAttempt, ShardReading
 from pipeline.numerics import check_numerics
 from pipeline.ranges import RangeBuffers
-from pipeline.reader import source_of
+from pipeline.reader import Source, source_of
 from pipeline.receipts import Receipt
 from pipeline.records import CanaryMode, SamplingMode
-from pipeline.segments import OpenVideo, SegmentWriter, ShardTask
+from pipeline.segments import OpenVideo, ShardTask
 from pipeline.steering import Steering
 from pipeline.storage import Storage
 from pipeline.streams import StreamBatcher
@@ -84,7 +87,7 @@ class Worker:
         self._buffers = RangeBuffers(spec.read_ahead_bytes // 2, spec.range_bytes)
         self._tickets = itertools.count()
         self._decoding: dict[int, OpenVideo] = {}
-        self._readings: dict[str, ShardReading] = {}
+        self._open: dict[str, OpenAttempt] = {}
         self._num_readers = 0
         self._changed = threading.Condition()
         self._stopped = threading.Event()
@@ -102,10 +105,10 @@ class Worker:
         """Turn what is left of a shard into committed segments.
 
         Returns:
-            The receipts that hold, of this attempt or of a faster one; the last one is final,
-            unless the attempt was asked to hand the shard back.
+            The receipts that hold, of this attempt or of a faster one.
 
         Raises:
+            HandedBack: it was asked to end early; what was done is committed.
             ShardError: this attempt failed; committed segments stay.
             WorkerExpelled: this worker's arithmetic is wrong; what it did since its last canary
                 is not committed.
@@ -117,7 +120,7 @@ class Worker:
             raise ShardError(
                 shard.name, f"{shard.url} has changed since its first segments were made"
             )
-        writer = SegmentWriter(
+        committer = Committer(
             task,
             source=source,
             storage=self.storage,
@@ -126,42 +129,64 @@ class Worker:
             token_format=self._spec.encoder.token_format,
             numerics=self._encoder.numerics,
             vouch=self._vouch,
-            on_commit=self._count_segment,
         )
+        with self._changed:
+            self._open[task.attempt] = OpenAttempt()
+        receipts: list[Receipt] = []
+        try:
+            if task.amends:
+                amender = AmendmentWriter(task, committer, self.storage, self._count_segment)
+                if amender.end_offset:
+                    receipts += self._fill(amender, source, amender.end_offset)
+            if task.goes_on:
+                rules = self._spec.commit_rules
+                writer = SegmentWriter(task, committer, rules, self._count_segment)
+                receipts += self._fill(writer, source)
+        finally:
+            with self._changed:
+                del self._open[task.attempt]
+        return receipts
+
+    def _fill(
+        self,
+        writer: SegmentWriter | AmendmentWriter,
+        source: Source,
+        end_offset: int | None = None,
+    ) -> list[Receipt]:
+        """Read the videos that a writer wants, tokenise them, and let it commit them."""
         reading = ShardReading(
-            task,
+            writer.task,
             source=source,
             rules=self._spec.read_rules,
             buffers=self._buffers,
             options=self._spec.input_options,
+            wants=writer.wants,
+            end_offset=end_offset,
+            open_attempt=self._open[writer.task.attempt],
             submit=self._submit,
             count=self._count_readers,
         )
         with self._changed:
             self._num_readers += 1
-            self._readings[task.attempt] = reading
         reading.start()
         try:
             while (video := self._next_done(reading, writer)) is not None:
                 self._count_video(video, reading)
                 writer.add(video)
-            if reading.wish is Wish.hand_back:
+            if reading.open_attempt.wish is Wish.hand_back:
                 writer.commit_due()
-            else:
-                assert reading.end is not None
-                writer.finish(reading.end.offset, reading.end.cut)
+                raise HandedBack(writer.task.shard.name, "handed back as asked")
+            assert reading.end is not None
+            writer.finish(reading.end.offset, reading.end.cut)
         finally:
             reading.abandoned.set()
-            with self._changed:
-                del self._readings[task.attempt]
         return writer.receipts
 
     def ask(self, attempt: str, wish: Wish) -> None:
         """Ask something of an open attempt; without effect when it has ended."""
         with self._changed:
-            reading = self._readings.get(attempt)
-            if reading is not None:
-                reading.wish = wish
+            if attempt in self._open:
+                self._open[attempt].wish = wish
             self._changed.notify_all()
 
     @property
@@ -186,7 +211,7 @@ class Worker:
         sample, summary = video.sample, video.summary
         with self._changed:
             counters = self.counters
-            reading.covered = sample.end_offset - reading.task.start_offset
+            reading.open_attempt.covered = sample.end_offset - reading.task.start_offset
             counters.videos += 1
             counters.clips += video.num_clips
             counters.quarantined += video.failure is not None
@@ -207,7 +232,7 @@ class Worker:
             self._steering.measure()
             return WorkerReport(
                 counters=asdict(self.counters),
-                covered={attempt: one.covered for attempt, one in self._readings.items()},
+                covered={attempt: one.covered for attempt, one in self._open.items()},
             )
 
     def _vouch(self) -> None:
@@ -236,7 +261,9 @@ class Worker:
         if self._broken is not None:
             raise WorkerLost(place, f"worker failed: {self._broken!r}") from self._broken
 
-    def _next_done(self, reading: ShardReading, writer: SegmentWriter) -> OpenVideo | None:
+    def _next_done(
+        self, reading: ShardReading, writer: SegmentWriter | AmendmentWriter
+    ) -> OpenVideo | None:
         """The shard's next video in input order, done; None after the last one.
 
         Also None when the attempt is to be handed back: what is done has been given out.
@@ -247,13 +274,13 @@ class Worker:
                 self._raise_if_broken(shard)
                 if self._stopped.is_set():
                     raise WorkerLost(shard, "the worker was closed")
-                if reading.wish is Wish.abandon:
+                if reading.open_attempt.wish is Wish.abandon:
                     raise Abandoned(shard, "another attempt has finished it")
                 if reading.failure is not None:
                     raise reading.failure
                 if reading.videos and reading.videos[0].is_done:
                     return reading.videos.popleft()
-                if reading.wish is Wish.hand_back:
+                if reading.open_attempt.wish is Wish.hand_back:
                     return None
                 if reading.end is not None and not reading.videos:
                     return None

@@ -8,6 +8,7 @@ Each run is a process of its own; the clock leaves start-up apart (`jobs.benchma
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import signal
 import subprocess
@@ -32,13 +33,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.benchmark pipeline", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="times that each runs (%(default)s)")
     parser.add_argument("--clips", type=int, default=288, help="clips a run (%(default)s)")
+    parser.add_argument(
+        "--settings",
+        type=read_settings,
+        default=settings(len(os.sched_getaffinity(0))),
+        metavar="DxT,...",
+        help="decoders x encoder threads; each contestant gets its best of these (%(default)s)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     options = parser.parse_args(arguments)
     if options.rounds < 1 or options.clips < 20:
         parser.error("--rounds must be at least 1, --clips at least 20")
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        chosen = choose_settings(Path(folder, "try"), max(20, options.clips // 4))
+        chosen = choose_settings(Path(folder, "try"), max(20, options.clips // 4), options.settings)
         runs = measure(Path(folder, "full"), options.clips, chosen, options.rounds)
     figures = conclude(runs)
     print(report(runs, chosen))
@@ -50,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def settings(cores: int) -> list[Setting]:
     """Ways to divide the cores: the encoder on one, on half or on all; decoders on the rest or all.
 
-    >>> [str(setting) for setting in settings(2)]
-    ['1 decoder, 1 thr.', '2 decoders, 1 thr.', '2 decoders, 2 thr.']
+    >>> settings(2)
+    [1x1, 2x1, 2x2]
     """
     pairs = [
         (threads, decoders)
@@ -62,17 +70,29 @@ def settings(cores: int) -> list[Setting]:
     return [Setting(threads=threads, decoders=decoders) for threads, decoders in pairs]
 
 
-def choose_settings(folder: Path, clips: int) -> dict[str, Setting]:
+def read_settings(text: str) -> list[Setting]:
+    """``1x1,2x1``: decoders x threads.
+
+    Raises:
+        ValueError: something else, which argparse reports.
+    """
+    pairs = [tuple(map(int, pair.split("x"))) for pair in text.split(",")]
+    if any(len(pair) != 2 or min(pair) < 1 for pair in pairs):
+        raise ValueError(text)
+    return [Setting(decoders=decoders, threads=threads) for decoders, threads in pairs]
+
+
+def choose_settings(folder: Path, clips: int, among: Sequence[Setting]) -> dict[str, Setting]:
     """The fastest setting of each contestant, on fewer clips."""
+    if len(among) == 1:
+        return dict.fromkeys(CONTESTANTS, among[0])
     num_clips = write_shards(folder, clips)
     fastest: dict[str, tuple[float, Setting]] = {}
-    for _ in range(TRIES):
-        for name in CONTESTANTS:
-            for setting in settings(len(os.sched_getaffinity(0))):
-                seconds = run(name, folder, num_clips, setting)["seconds"]
-                print(f"  {name}, {setting}: {num_clips / seconds:.2f} clips/s", flush=True)
-                if name not in fastest or seconds < fastest[name][0]:
-                    fastest[name] = seconds, setting
+    for name, setting in list(itertools.product(CONTESTANTS, among)) * TRIES:
+        seconds = run(name, folder, num_clips, setting)["seconds"]
+        print(f"  {name}, {setting}: {num_clips / seconds:.2f} clips/s", flush=True)
+        if name not in fastest or seconds < fastest[name][0]:
+            fastest[name] = seconds, setting
     return {name: setting for name, (_, setting) in fastest.items()}
 
 
@@ -149,7 +169,7 @@ def conclude(runs: Mapping[str, Sequence[Figures]]) -> dict[str, float]:
 
 def report(runs: Mapping[str, Sequence[Figures]], chosen: Mapping[str, Setting]) -> str:
     """A line for each contestant, then where the pipeline's time goes."""
-    rows = [["", "clips/s", "lowest", "highest", "CPU ms/clip", "setting"]]
+    rows = [["", "clips/s", "lowest", "highest", "CPU ms/clip", "decoders x threads"]]
     for name, figures in runs.items():
         rates = [one["clips"] / one["seconds"] for one in figures]
         numbers = [f"{value:.2f}" for value in (median(rates), min(rates), max(rates))]

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pipeline.attempts import Event, Finished, Joined, Left, Wish, WorkerReport
-from pipeline.errors import Abandoned, ShardError, WorkerLost
+from pipeline.errors import Abandoned, HandedBack, ShardError, WorkerLost
 from pipeline.receipts import Receipt
 from pipeline.segments import ShardTask
 from pipeline.shards import Shard, ShardKind
@@ -303,7 +303,10 @@ class SimulatedCluster:
 
     def _end(self, run: _Run) -> None:
         chain = self.chains.get(run.task.shard.name, [])
-        self._happened.append(Finished(task=run.task, receipts=self.receipts(run.task, chain)))
+        receipts = self.receipts(run.task, chain)
+        is_final = bool(chain) and chain[-1].final
+        error = None if is_final else HandedBack(run.task.shard.name, "as asked")
+        self._happened.append(Finished(task=run.task, receipts=receipts, error=error))
 
     def receipts(self, task: ShardTask, chain: list[_Segment]) -> tuple[Receipt, ...]:
         """Those behind a task's start."""

@@ -42,8 +42,8 @@ class Setting:
     decoders: int
     """Processes that decode."""
 
-    def __str__(self) -> str:
-        return f"{self.decoders} decoder{'s' * (self.decoders > 1)}, {self.threads} thr."
+    def __repr__(self) -> str:
+        return f"{self.decoders}x{self.threads}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

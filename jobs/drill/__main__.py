@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -26,6 +27,8 @@ from jobs.drill.schedule import Planned, schedule
 from jobs.drill.timeline import Timeline, markdown, text
 
 LOOK_SECONDS = 0.5
+EXPELLED = "computes wrongly"
+"""What the run says of a worker whose canary is wrong."""
 FIRST_COMMIT_SECONDS = 600.0
 
 
@@ -33,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, drill, report."""
     options = _options(arguments)
     timeline = Timeline()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: end what was started
     # paths of Ray's sockets are at most 107 bytes long
     folder = Path(tempfile.mkdtemp(prefix="drill-", dir="/tmp"))
     try:
@@ -151,6 +155,9 @@ def prove(store: Store, cluster: Cluster, run: Run, timeline: Timeline) -> list[
             f"quarantined of {len(clean.quarantined)}, {found.num_segments} receipts, "
             f"{found.num_orphans} orphans that nobody counts; {len(wrong)} problems"
         )
+    if cluster.liar is not None:
+        line = run.said(EXPELLED) or "nobody: it was killed before its next canary"
+        timeline.say(f"process {cluster.liar} computed wrongly, and was found out by: {line}")
     faults = {fault.value: count for fault, count in store.proxy.faults.items()}
     timeline.say(f"the command was started {run.num_starts} times; S3 requests harmed: {faults}")
     return problems

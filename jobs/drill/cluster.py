@@ -130,6 +130,12 @@ class Cluster:
         self.sessions: list[int] = []
         """Sessions of all nodes that ever were."""
 
+    @property
+    def liar(self) -> int | None:
+        """Process that has begun to compute wrongly."""
+        taken = self.liar_file.parent.glob(f"{self.liar_file.name}.*")
+        return next((int(path.suffix[1:]) for path in taken), None)
+
     def start(self) -> None:
         """The head, then the others."""
         port = self.address.rpartition(":")[2]

@@ -111,6 +111,11 @@ class Run:
             time.sleep(0.2)
             self.watch()
 
+    def said(self, text: str) -> str | None:
+        """The first line of all drivers and workers that holds this text."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return next((line for line in lines if text in line), None)
+
     def clean(self) -> None:
         """The same shards in one process, with a storage that never fails, into ``clean``.
 

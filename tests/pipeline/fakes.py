@@ -6,8 +6,10 @@ Storage, reader, writer, commits and decoder children are always the real ones.
 from __future__ import annotations
 
 import io
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,15 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from pipeline.attempts import Event, Finished, Joined, Wish, WorkerReport
+from pipeline.committer import Committer, SegmentWriter
 from pipeline.errors import VideoError
 from pipeline.packing import pack_indices, pack_latents
 from pipeline.reader import Sample, Source
-from pipeline.receipts import Receipt
+from pipeline.receipts import Receipt, new_attempt
 from pipeline.records import DecodeSummary, SourceInfo
 from pipeline.run_record import write_run_record
 from pipeline.schema import TokenFormat, TokenRow, clip_id
-from pipeline.segments import CommitRules, EncodedClip, OpenVideo, SegmentWriter, ShardTask
+from pipeline.segments import CommitRules, EncodedClip, OpenVideo, ShardTask
 from pipeline.shards import Shard, ShardKind
 from pipeline.storage import Storage
 from tests.pipeline.media import read_number
@@ -31,6 +34,7 @@ from tests.pipeline.media import read_number
 MATERIAL = {"tokenizer": {"name": "fake"}, "packing": "u16+u2"}
 SOURCE = Source(size_bytes=1000, version="v1")
 SHAPE = (1, 2, 3)
+RULES = CommitRules(max_clips=1000, max_seconds=1e6, row_group_rows=2, max_quarantine_bytes=1 << 20)
 
 
 def token_format(packing: str = "u16+u2", **changes: Any) -> TokenFormat:
@@ -146,17 +150,25 @@ def segment_writer(
     max_quarantine_bytes: int = 1 << 20,
 ) -> SegmentWriter:
     """One attempt at a shard."""
-    rules = CommitRules(
+    rules = replace(
+        RULES,
         max_clips=max_clips,
         max_seconds=max_seconds,
-        row_group_rows=2,
         max_quarantine_bytes=max_quarantine_bytes,
     )
-    return SegmentWriter(
-        task or ShardTask(shard=shard(), source=None),
+    task = task or ShardTask(shard=shard(), source=None)
+    return SegmentWriter(task, committer(storage, task, source, rules), rules)
+
+
+def committer(
+    storage: Storage, task: ShardTask, source: Source = SOURCE, rules: CommitRules = RULES
+) -> Committer:
+    """One attempt's."""
+    return Committer(
+        task,
         source=source,
         storage=storage,
-        scratch=storage.scratch(Path("/nowhere")),
+        scratch=storage.scratch(Path(tempfile.gettempdir()) / f"vidtok-{new_attempt()}"),
         rules=rules,
         token_format=token_format(),
         numerics={"device": "fake"},

@@ -104,9 +104,9 @@ def test_one_index_that_changes_later_is_enough(tmp_path: Path) -> None:
 
 def test_nothing_that_a_lying_worker_made_is_committed(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    # the reference, its own first canary; then honest for one segment and its canary
+    # its first canary, which is the reference; then honest for one segment and its canary
     worker = Worker(
-        spec(out, canary=CanaryMode.commit, commit={"max_clips": 2}, decoders=1), Liar(2 + 1 + 1)
+        spec(out, canary=CanaryMode.commit, commit={"max_clips": 2}, decoders=1), Liar(1 + 1 + 1)
     )
     try:
         with pytest.raises(WorkerExpelled):

@@ -144,13 +144,13 @@ def test_index_of_millions_of_frames_takes_no_more_than_a_child_may():
 
 
 def test_what_needs_more_memory_than_a_child_may_take_is_condemned_after_a_second_try():
-    limits = VideoLimits(child_memory_bytes=40 << 20)
+    limits = VideoLimits(child_memory_bytes=20 << 20)
     with DecodePool(num_children=1, plan=PLAN, limits=limits) as pool:
-        event, num_retries = outcome(pool, poison.attachment_of(90 << 20))
+        event, num_retries = outcome(pool, poison.attachment_of(45 << 20))
         assert event.reason == "memory"
         assert num_retries == 1
         assert pool.num_restarts == 2
-        assert pool.use().peak_rss_bytes < (2 * 40 << 20) + MUCH_BYTES
+        assert pool.use().peak_rss_bytes < (2 * 20 << 20) + MUCH_BYTES
 
 
 def test_more_clips_than_allowed_are_refused_before_the_first():

@@ -142,7 +142,7 @@ def test_bad_samples_behind_a_slow_video_wait_and_do_not_block_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(intake, "MAX_VIDEOS_AHEAD", 8)
-    monkeypatch.setattr("pipeline.segments.MAX_SEGMENT_VIDEOS", 16)
+    monkeypatch.setattr("pipeline.committer.MAX_SEGMENT_VIDEOS", 16)
     bad = [(f"bad{number:03d}.txt", b"no video") for number in range(24)]
     content = runs.tar_bytes([("a.mp4", runs.video(1)), *bad, ("z.mp4", runs.video(2))])
     (tmp_path / "00000.tar").write_bytes(content)

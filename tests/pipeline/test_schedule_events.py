@@ -12,7 +12,7 @@ import pytest
 from pipeline import leases as rules_of_leases
 from pipeline import schedule
 from pipeline.attempts import Finished, Joined, Left, Wish, WorkerReport
-from pipeline.errors import Abandoned, RunError, WorkerExpelled, WorkerLost
+from pipeline.errors import Abandoned, HandedBack, RunError, WorkerExpelled, WorkerLost
 from pipeline.ledger import Ledger, read_chain
 from pipeline.schedule import RetryRules, Scheduler
 from pipeline.segments import ShardTask
@@ -88,8 +88,8 @@ def test_a_drained_worker_hands_back_and_another_goes_on_behind_it(storage: Stor
             w.happens.append(Joined(owner="new", slots=1))
         elif w.asked and len(w.submitted) == 1 and w.open:
             task = w.task(0)
-            receipts = commit(storage, task, 2, final=False)
-            w.happens.append(Finished(task=task, receipts=receipts))
+            commit(storage, task, 2, final=False)
+            w.happens.append(Finished(task=task, error=HandedBack("s", "as asked")))
 
     workers.plot = plot
     tally, ledger = run(storage, workers, "s", max_attempts=1)
@@ -186,7 +186,8 @@ def test_asked_to_stop_it_commits_and_begins_nothing_more(storage: Storage) -> N
             run_.stop()
         elif w.asked and w.open:
             task = w.task(0)
-            w.happens.append(Finished(task=task, receipts=commit(storage, task, 1, final=False)))
+            commit(storage, task, 1, final=False)
+            w.happens.append(Finished(task=task, error=HandedBack("s", "as asked")))
 
     workers.plot = plot
     tasks = [

@@ -11,11 +11,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.committer import SegmentWriter
 from pipeline.errors import ShardError
 from pipeline.ledger import Ledger, read_chain, task_of
 from pipeline.reader import Source
 from pipeline.receipts import Receipt
-from pipeline.segments import SegmentWriter, ShardTask
+from pipeline.segments import ShardTask
 from pipeline.storage import Storage
 from tests.pipeline.fakes import segment_writer, shard, video, write_shard
 
