@@ -220,13 +220,11 @@ def data_of(plan: Plan) -> DataSet:
 
 def rules_of(run: RunConfig) -> Rules:
     """What decides how often storage is asked."""
-    from pipeline.ranges import RANGE_BYTES
-
     return Rules(
         max_clips=run.commit.max_clips,
         max_seconds=run.commit.max_seconds,
         open_shards=run.cluster.open_shards,
-        range_bytes=RANGE_BYTES,
+        range_bytes=run.limits.range_bytes,
     )
 
 

@@ -95,6 +95,15 @@ def split_digests(joined: bytes) -> set[bytes]:
     return {joined[at : at + size] for at in range(0, len(joined), size)}
 
 
+def shown(key: str) -> str:
+    r"""A key as a log may show it: nothing in it breaks the line or drives a terminal.
+
+    >>> shown("two\nlines")
+    'two\\nlines'
+    """
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in key)
+
+
 def source_of(shard: Shard, options: Mapping[str, Any]) -> Source:
     """What storage says of a shard now: one request for a tar, one listing for a folder.
 

@@ -164,7 +164,7 @@ class Worker:
             end_offset=end_offset,
             open_attempt=self._open[writer.task.attempt],
             submit=self._submit,
-            on_end=self._reader_ended,
+            count=self._count_readers,
         )
         with self._changed:
             self._num_readers += 1
@@ -310,10 +310,10 @@ class Worker:
             self._decoding[ticket] = video
         self._pool.submit(ticket, video.original)
 
-    def _reader_ended(self) -> None:
-        """A shard's reader supplies nothing more."""
+    def _count_readers(self, change: int) -> None:
+        """Readers that supply videos are more or fewer now."""
         with self._changed:
-            self._num_readers -= 1
+            self._num_readers += change
             self._changed.notify_all()
 
     def _collect(self) -> None:
