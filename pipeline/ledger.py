@@ -29,6 +29,7 @@ from pipeline.receipts import (
     Receipt,
     ReceiptName,
     list_receipts,
+    read_receipt,
     read_receipts,
     receipt_name,
 )
@@ -323,10 +324,9 @@ def read_chain(storage: Storage, shard: str) -> list[Receipt]:
     while not state.is_complete:
         name = receipt_name(shard, state.num_segments, state.num_cuts)
         try:
-            content = storage.read(f"receipts/{name}")
+            receipt = read_receipt(storage, name)
         except FileNotFoundError:
             break
-        receipt = Receipt.from_bytes(name, content)
         state.extend(line_of(receipt), b"")
         receipts.append(receipt)
     return receipts

@@ -156,18 +156,21 @@ class Storage:
                 found[name] = entry_of(info)
         return found
 
-    def read(self, name: str) -> bytes:
-        """The whole of a file.
+    def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
+        """The whole of a file, or its first ``max_bytes``: then it takes one request, not two.
 
         Raises:
             FileNotFoundError: there is none.
             StorageError: storage did not answer.
         """
         with storage_errors(f"{self.root}/{name}"):
-            return bytes(self._filesystem.cat_file(self.path(name)))
+            start = None if max_bytes is None else 0
+            return bytes(self._filesystem.cat_file(self.path(name), start=start, end=max_bytes))
 
-    def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
+    def read_many(self, names: Sequence[str], *, max_bytes: int | None = None) -> dict[str, bytes]:
         """Several small files, side by side where the backend can; a missing one is left out.
+
+        ``max_bytes`` is as for ``read``; no file may be empty then.
 
         Raises:
             StorageError: storage did not answer for one of them.
@@ -177,7 +180,8 @@ class Storage:
         with storage_errors(self.root):
             # not cat(), which takes brackets in a path for a glob
             paths = [self.path(name) for name in names]
-            found = self._filesystem.cat_ranges(paths, None, None, on_error="return")
+            start = None if max_bytes is None else 0
+            found = self._filesystem.cat_ranges(paths, start, max_bytes, on_error="return")
         contents: dict[str, bytes] = {}
         for name, content in zip(names, found, strict=True):
             if isinstance(content, BaseException):

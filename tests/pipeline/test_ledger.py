@@ -145,7 +145,9 @@ def reads(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What of receipts is read from now on."""
     names: list[str] = []
     read_many = storage.read_many
-    monkeypatch.setattr(storage, "read_many", lambda files: names.extend(files) or read_many(files))
+    monkeypatch.setattr(
+        storage, "read_many", lambda files, **more: names.extend(files) or read_many(files, **more)
+    )
     return names
 
 

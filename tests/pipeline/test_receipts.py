@@ -68,7 +68,7 @@ def test_other_files_are_no_receipts(name: str) -> None:
 def test_receipts_are_listed_in_the_order_of_their_chains(storage: Storage) -> None:
     names = [("s", 9, 0), ("s", 9, 1), ("s", 9, 11), ("s", 100_000, 0), ("s-t", 0, 0)]
     for name in reversed(names):
-        storage.put(f"receipts/{receipt_name(*name)}", b"")
+        storage.put(f"receipts/{receipt_name(*name)}", b"x")
     storage.put("receipts/README.txt", b"no receipt")
     assert list_receipts(storage) == [ReceiptName(*name) for name in names]
 
@@ -158,6 +158,8 @@ def test_a_giant_receipt_is_refused_before_it_is_read(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage.put("receipts/s.00000.json", b"")
+    with pytest.raises(RunError, match=r"s\.00000\.json cannot be trusted: 0 bytes"):
+        all_receipts(storage)
     with open(storage.path("receipts/s.00000.json"), "r+b") as file:  # noqa: PTH123
         file.truncate(MAX_RECEIPT_BYTES + 1)  # sparse
     monkeypatch.setattr(storage, "read_many", None)
