@@ -270,6 +270,14 @@ class Ledger:
         """Receipts that came since the last manifest."""
         return len(self) - self._num_published
 
+    @property
+    def is_worth_publishing(self) -> bool:
+        """Whether a tenth more came since the last manifest.
+
+        So all manifests together stay at about ten times the size of the last one.
+        """
+        return self.num_unpublished * 10 > self._num_published
+
     def lines(self) -> Iterator[Line]:
         """All receipts; those of one shard in the order of its chain."""
         self._fold()

@@ -292,6 +292,13 @@ def list_receipts(storage: Storage) -> list[ReceiptName]:
     Raises:
         RunError: a file there is empty, or too large for a receipt.
     """
+    names = _listed(storage)
+    # A long listing is not of one moment: it may hold a receipt and lack the one before it, which
+    # was written while the first pages had been answered already.
+    return _listed(storage) if has_gaps(names) else names
+
+
+def _listed(storage: Storage) -> list[ReceiptName]:
     found = []
     for file, entry in storage.entries("receipts").items():
         name = parse_name(file)
@@ -299,6 +306,24 @@ def list_receipts(storage: Storage) -> list[ReceiptName]:
             _check_size(file, entry)
             found.append(name)
     return sorted(found)
+
+
+def has_gaps(names: Sequence[ReceiptName]) -> bool:
+    """Whether a chain among these sorted names lacks a link.
+
+    >>> has_gaps([ReceiptName("s", 0, 0), ReceiptName("s", 2, 0)])
+    True
+    """
+    before = ReceiptName("", -1, 0)
+    for name in names:
+        if name.shard != before.shard:
+            before = ReceiptName(name.shard, -1, 0)
+        is_next = name.segment == before.segment + 1
+        adds = (name.segment, name.generation) == (before.segment, before.generation + 1)
+        if not (is_next or adds):
+            return True
+        before = name
+    return False
 
 
 def read_receipts(storage: Storage, names: Sequence[ReceiptName]) -> Iterator[Receipt]:

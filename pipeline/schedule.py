@@ -205,7 +205,7 @@ class Scheduler:
         if now - self._beat >= HEARTBEAT_SECONDS:
             self._beat = now
             self._heartbeat(running=True)
-        if now - self._snapshot >= MANIFEST_SECONDS and ledger.num_unpublished:
+        if now - self._snapshot >= MANIFEST_SECONDS and ledger.is_worth_publishing:
             self._snapshot = now
             try:
                 ledger.publish(self._storage)
