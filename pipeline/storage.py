@@ -72,20 +72,31 @@ def storage_errors(place: str) -> Iterator[None]:
 
     ``FileNotFoundError`` passes through, as only the caller knows whether it is a failure.
     """
-    from botocore.exceptions import BotoCoreError, NoCredentialsError, PartialCredentialsError
-
+    denied, failed = _backend_errors()
     try:
         yield
     except FileNotFoundError as error:
         if "bucket does not exist" in str(error):  # S3's words; a path may well hold "bucket"
             raise StorageRefused(f"{place}: {error}") from error
         raise
-    except (PermissionError, NoCredentialsError, PartialCredentialsError) as error:
+    except denied as error:
         raise StorageRefused(f"{place}: access denied or no credentials: {error}") from error
-    except (OSError, BotoCoreError, TimeoutError) as error:
+    except failed as error:
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
             raise StorageRefused(f"{place}: disk full: {error}") from error
         raise StorageError(place, f"{type(error).__name__}: {error}") from error
+
+
+def _backend_errors() -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]:
+    """What says that access is denied, and what says that storage failed."""
+    denied: tuple[type[Exception], ...] = (PermissionError,)
+    failed: tuple[type[Exception], ...] = (OSError, TimeoutError)
+    try:
+        from botocore import exceptions
+    except ModuleNotFoundError:  # no S3 here, so none of its errors
+        return denied, failed
+    denied += (exceptions.NoCredentialsError, exceptions.PartialCredentialsError)
+    return denied, (*failed, exceptions.BotoCoreError)
 
 
 class Storage:

@@ -39,9 +39,12 @@ class Setting:
 
 
 def parse(arguments: Sequence[str], *, prog: str) -> Setting:
-    """Options; defaults suit the device."""
-    import torch
+    """The setting that the options describe."""
+    return to_setting(options_of(prog).parse_args(arguments))
 
+
+def options_of(prog: str) -> argparse.ArgumentParser:
+    """What can be chosen."""
     parser = argparse.ArgumentParser(prog=f"python -m jobs.benchmark {prog}")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if it is there")
     parser.add_argument("--tokenizer", default="fsq_4x8x8", metavar="NAME")
@@ -57,12 +60,18 @@ def parse(arguments: Sequence[str], *, prog: str) -> Setting:
         help="torch.compile; default: on a GPU",
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def to_setting(options: argparse.Namespace) -> Setting:
+    """Options with the defaults that suit the device."""
+    import torch
+
+    from tokenizer import get_config
+
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     side = "128x128" if device == "cpu" else "256x256"
     height, width = (int(number) for number in (options.size or side).split("x"))
-    from tokenizer import get_config
-
     return Setting(
         tokenizer=options.tokenizer,
         precision=options.precision,
@@ -92,6 +101,7 @@ def main(arguments: Sequence[str]) -> int:
 def encoder_spec(setting: Setting) -> Any:
     """The specification that a worker would get."""
     from pipeline.encode import EncoderSpec
+    from pipeline.packing import index_packing
     from pipeline.schema import FORMAT_VERSION, TokenFormat
     from tokenizer import QuantizerKind, checkpoint_digest, get_config
 
@@ -112,7 +122,7 @@ def encoder_spec(setting: Setting) -> Any:
             tokenizer=config.name,
             checkpoint_digest=checkpoint_digest(config, "random").digest,
             random_weights=True,
-            packing="int32" if is_fsq else "fp16",
+            packing=index_packing(config.codebook_size or 0, plain=False) if is_fsq else "fp16",
             axes="t h w" if is_fsq else "c t h w",
             codebook_size=config.codebook_size,
             levels=tuple(config.quantizer.levels),

@@ -133,9 +133,8 @@ class Rates:
 
     def measure(self) -> None:
         """Every contestant once more."""
-        everyone: dict[object, Contestant] = {"matmul": self._matmul, "copy": self._copy}
-        everyone.update(self._contestants)
-        for name, (_, run) in everyone.items():
+        others = {"matmul": self._matmul, "copy": self._copy}
+        for name, (_, run) in [*self._contestants.items(), *others.items()]:
             self._seen.setdefault(name, []).append(stopwatch(run, self._device))
 
     def conv(self, shape: ConvShape, clock: str = "wall") -> float:
