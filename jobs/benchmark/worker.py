@@ -73,7 +73,7 @@ def measure(setting: Setting, options: argparse.Namespace, folder: Path) -> dict
             receipts = [r for found in threads.map(worker.run_shard, tasks) for r in found]
         seconds = time.perf_counter() - began
         cpu, busy = time.process_time() - cpu, encoder.busy_seconds - busy
-        counters = worker.snapshot()
+        counters = worker.report().counters
     finally:
         worker.close()
     cores = (cpu + counters["decode_cpu_seconds"]) / seconds
@@ -123,7 +123,7 @@ def worker_spec(setting: Setting, options: argparse.Namespace, out: Path) -> Any
     from pipeline.reader import ReadRules
     from pipeline.records import ClipPlan, TailPolicy, VideoLimits
     from pipeline.segments import CommitRules
-    from pipeline.worker import WorkerSpec
+    from pipeline.worker_spec import WorkerSpec
 
     return WorkerSpec(
         encoder=encoder_spec(setting),
@@ -143,6 +143,7 @@ def worker_spec(setting: Setting, options: argparse.Namespace, out: Path) -> Any
             sidecar_bytes=16 << 20,
         ),
         read_ahead_bytes=256 << 20,
+        range_bytes=32 << 20,
         decoders=options.decoders,
         commit_rules=CommitRules(
             max_clips=4096, max_seconds=300.0, row_group_rows=256, max_quarantine_bytes=0
