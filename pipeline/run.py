@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import hydra
@@ -17,10 +17,12 @@ from omegaconf import DictConfig
 
 from pipeline import compose, resolve
 from pipeline.config import ChangedInputs, ClusterKind, DatasetKind, RunConfig
+from pipeline.encode import EncoderSpec
 from pipeline.errors import PipelineError
 from pipeline.inputs import list_folder, list_tars
 from pipeline.manifest import publish_manifest
 from pipeline.planning import Plan, make_plan, tally_of
+from pipeline.probe import probe_batch
 from pipeline.progress import ProgressLine, summary
 from pipeline.run_record import check_fingerprint, write_run_record
 from pipeline.schedule import Scheduler, Tally, Workers
@@ -211,6 +213,12 @@ def prepare(job: _Job, *, has_gpus: bool, cores: float) -> WorkerSpec:
         cores=cores,
         recorded_batch=job.recorded_batch,
     )
+    probe = None
+    if may_probe(job, spec.encoder):
+        probe = probe_batch(spec.encoder)
+        print(f"batches of {probe.batch_clips} clips, measured on {probe.device}")
+        encoder = replace(spec.encoder, batch_clips=probe.batch_clips)
+        spec = replace(spec, encoder=encoder)
     write_run_record(
         job.storage,
         material=resolve.identity(job.run, job.weights.digest).material,
@@ -218,8 +226,19 @@ def prepare(job: _Job, *, has_gpus: bool, cores: float) -> WorkerSpec:
         random_weights=job.weights.is_random,
         batch_clips=spec.encoder.batch_clips,
         device=spec.encoder.device,
+        probe=None if probe is None else probe.record(),
     )
     return spec
+
+
+def may_probe(job: _Job, encoder: EncoderSpec) -> bool:
+    """Whether the batch is to be measured: a new OUT, a GPU in this process, nothing chosen."""
+    return (
+        encoder.device == "cuda"
+        and job.run.cluster.kind is ClusterKind.inline
+        and job.run.encoder.batch_clips is None
+        and job.recorded_batch is None
+    )
 
 
 def conclude(plan: Plan, tally: Tally, storage: Storage) -> int:
