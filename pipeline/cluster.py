@@ -1,4 +1,4 @@
-"""What a Ray cluster has to offer, and how many workers it carries; Ray itself is asked elsewhere."""
+"""What a Ray cluster has to offer, and how many workers it carries; others ask Ray itself."""
 
 from __future__ import annotations
 
