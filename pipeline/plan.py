@@ -187,7 +187,11 @@ def probe_here(plan: Plan, spec: WorkerSpec, run: RunConfig, *, seconds: float) 
     def show(line: str) -> None:
         print(f"probe: {line}", file=sys.stderr, flush=True)
 
-    shards = [shard for shard in plan.shards if shard.name in plan.sources]
+    shards = {
+        shard: plan.sources[shard.name].size_bytes
+        for shard in plan.shards
+        if shard.name in plan.sources
+    }
     with tempfile.TemporaryDirectory(prefix="vidtok-plan-") as folder:
         out, pieces = Path(folder) / "out", Path(folder) / "pieces"
         pieces.mkdir()

@@ -265,7 +265,7 @@ class Scheduler:
         if now - self._beat >= HEARTBEAT_SECONDS:
             self._beat = now
             self._heartbeat(running=True)
-        if now - self._snapshot >= MANIFEST_SECONDS and self._ledger.num_unpublished:
+        if now - self._snapshot >= MANIFEST_SECONDS and self._ledger.is_worth_publishing:
             self._snapshot = now
             self._publish_manifest()
 

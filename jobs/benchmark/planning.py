@@ -147,15 +147,15 @@ class CountingStorage(Storage):
         self.requests += max(1, math.ceil(len(found) / 1000))
         return found
 
-    def read(self, name: str) -> bytes:
-        """Count one."""
-        self.requests += 1
-        return super().read(name)
+    def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
+        """Count one, and another for the length where that is not bounded."""
+        self.requests += 1 if max_bytes else 2
+        return super().read(name, max_bytes=max_bytes)
 
-    def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
+    def read_many(self, names: Sequence[str], *, max_bytes: int | None = None) -> dict[str, bytes]:
         """Count each."""
-        self.requests += len(names)
-        return super().read_many(names)
+        self.requests += len(names) * (1 if max_bytes else 2)
+        return super().read_many(names, max_bytes=max_bytes)
 
     def entry(self, name: str) -> Entry:
         """Count one."""

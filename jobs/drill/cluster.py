@@ -145,9 +145,11 @@ class Cluster:
         while len(self.nodes) < NUM_NODES - 1:
             self.add_node()
 
-    def add_node(self) -> None:
-        """One more node of one core."""
-        self.nodes.append(self._start(f"--address={self.address}"))
+    def add_node(self) -> int:
+        """One more node of one core; returns its session."""
+        node = self._start(f"--address={self.address}")
+        self.nodes.append(node)
+        return node
 
     def _start(self, *options: str) -> int:
         log = self._folder / "nodes.log"

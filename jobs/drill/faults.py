@@ -34,10 +34,13 @@ _STORAGE: Mapping[Kind, Mapping[Fault, float]] = {
 class Injector:
     """Knows how to do each kind; nothing but the drill's own processes is touched."""
 
-    def __init__(self, cluster: Cluster, store: Store, run: Run, *, seed: int) -> None:
-        self._cluster, self._store, self._run = cluster, store, run
+    def __init__(
+        self, cluster: Cluster, store: Store, run: Run, *, seed: int, say: Callable[[str], None]
+    ) -> None:
+        self._cluster, self._store, self._run, self._say = cluster, store, run, say
         self._dice = random.Random(f"faults {seed}")
         self._background: list[threading.Thread] = []
+        self._finishing = threading.Event()
         self._errors: list[BaseException] = []
 
     def inject(self, kind: Kind) -> str | None:
@@ -60,6 +63,7 @@ class Injector:
 
     def finish(self) -> None:
         """Wait for what is still under way: nodes that are added, processes that go on."""
+        self._finishing.set()
         for thread in self._background:
             thread.join()
         self._raise_errors()
@@ -123,6 +127,8 @@ class Injector:
         return "the next worker that encodes"
 
     def _end_driver(self, number: signal.Signals) -> str | None:
+        if self._victim(processes.WORKER) is None:  # it is still starting, there is nothing to lose
+            return None
         pid = self._run.signal(number)
         return None if pid is None else f"pid {pid}"
 
@@ -133,7 +139,7 @@ class Injector:
         raylets = processes.running([node], processes.RAYLET)
         for raylet in raylets:
             raylet.send(number)
-        self._later(self._cluster.add_node)
+        self._later(self._add_node)
         return f"pid {raylets[0].pid}" if raylets else f"node {node}, which had ended by itself"
 
     def _kill_node(self) -> str | None:
@@ -143,8 +149,21 @@ class Injector:
         killed = processes.running([node])
         for process in killed:
             process.send(signal.SIGKILL)
-        self._later(self._cluster.add_node)
+        self._later(self._add_node)
         return f"{len(killed)} processes of session {node}"
+
+    def _add_node(self) -> None:
+        """A node in place of the one that is gone; tells how soon the run uses it."""
+        began = time.monotonic()
+        node = self._cluster.add_node()
+        there = time.monotonic()
+        while not processes.running([node], processes.WORKER):
+            if self._finishing.wait(0.5):
+                return
+        self._say(
+            f"a new node was there after {there - began:.1f} s, "
+            f"a worker on it {time.monotonic() - there:.1f} s later"
+        )
 
     def _misbehave(self, rates: Mapping[Fault, float]) -> str:
         before = sum(self._store.proxy.faults.values())

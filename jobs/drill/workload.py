@@ -11,7 +11,6 @@ import random
 import sys
 import tarfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from jobs.drill.cluster import BUCKET, Store
 from pipeline.demo import demo_videos
@@ -83,6 +82,6 @@ def command(num_shards: int, out: str, *where: str) -> Sequence[str]:
         *("commit.max_clips=3", "commit.max_seconds=20", "cluster.cpus_per_worker=1"),
         *("cluster.max_attempts=1000", "cluster.retry_seconds=0.5", "cluster.lease_seconds=120"),
         *("cluster.open_shards=2", f"output.root=s3://{BUCKET}/{out}"),
-        f"hydra.run.dir={Path.cwd()}",
+        "hydra.run.dir=.",
         *where,
     ]

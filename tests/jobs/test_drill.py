@@ -17,7 +17,7 @@ import pytest
 
 from jobs.drill import processes, workload
 from jobs.drill.__main__ import main
-from jobs.drill.liar.sitecustomize import corrupt
+from jobs.drill.liar.sitecustomize import HONEST_BATCHES, corrupt
 from jobs.drill.proof import Outcome, _broken_chains, differences
 from jobs.drill.schedule import MIN_FAULTS, WEIGHTS, Kind, schedule
 from jobs.drill.timeline import Timeline, markdown
@@ -98,8 +98,9 @@ def test_one_worker_takes_the_lie_and_keeps_to_it(tmp_path: Path) -> None:
     file = tmp_path / "liar"
     corrupt(Lying, file)
     encoder = Lying()
-    assert encoder.encode(None, 1)[0].max() == 6
     file.touch()
+    for _ in range(HONEST_BATCHES):
+        assert encoder.encode(None, 1)[0].max() == 6
     assert encoder.encode(None, 2)[1].tolist() == [[[7, 7], [7, 7]]]
     assert [path.name for path in tmp_path.iterdir()] == [f"liar.{os.getpid()}"]
     assert encoder.encode(None, 1)[0].max() == 7

@@ -25,13 +25,13 @@ class PackedWeights:
 
     def of(self, layer: nn.Module, dtype: torch.dtype) -> Packed:
         """The packed parameters of the layer, in a dtype."""
+        if torch.compiler.is_compiling() and dtype in self._kept:
+            return self._kept[dtype][1]  # a compiled pass cannot look at versions
         parameters = list(layer.parameters(recurse=False))
         records = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
         if records or layer.training:
             self._kept.clear()
             return self._cast(parameters, dtype)
-        if torch.compiler.is_compiling() and dtype in self._kept:
-            return self._kept[dtype][1]  # a compiled pass cannot look at versions
         seen = [(p.data_ptr(), p._version) for p in parameters]
         if dtype not in self._kept or self._kept[dtype][0] != seen:
             # Not as inference tensors: a later pass may be one that records gradients.

@@ -27,8 +27,11 @@ Step = Callable[[Tensor, Stream], Tensor]
 
 
 def is_tiled(module: nn.Module, x_BTHWC: Tensor) -> bool:
-    """Whether the layers of a module run tile by tile: on a CPU, unless gradients are recorded."""
-    if x_BTHWC.device.type != "cpu":
+    """Whether the layers of a module run tile by tile: on a CPU, unless gradients are recorded.
+
+    Compiled code fuses by itself and is written for whole tensors.
+    """
+    if x_BTHWC.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     records = x_BTHWC.requires_grad or any(p.requires_grad for p in module.parameters())
     return not (torch.is_grad_enabled() and records)

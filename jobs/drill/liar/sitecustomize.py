@@ -1,8 +1,8 @@
 """Makes one worker's arithmetic lie: Python runs this at the start of every process of a node.
 
 The product has no hook for it. When ``pipeline.encode`` is imported, the encoder's ``encode`` is
-wrapped: the process that first finds the file ``DRILL_LIAR_FILE`` takes it away, and from then on
-every index that it gives has its lowest bit turned over.
+wrapped: the first process in the middle of its work that finds the file ``DRILL_LIAR_FILE`` takes
+it away, and from then on every index that it gives has its lowest bit turned over.
 """
 
 import contextlib
@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 MODULE = "pipeline.encode"
+HONEST_BATCHES = 5
+"""A worker is honest for so many: at its start a lie would be found out before it does harm."""
 
 
 def corrupt(encoder: Any, liar_file: Path) -> None:
     """Wrap ``encode`` of a class of encoders."""
     honest = encoder.encode
-    is_liar = False
+    is_liar, batches = False, 0
 
     def encode(self: Any, frames: Any, num_clips: int) -> Any:
-        nonlocal is_liar
-        if not is_liar:
+        nonlocal is_liar, batches
+        batches += 1
+        if not is_liar and batches > HONEST_BATCHES:
             with contextlib.suppress(FileNotFoundError):
                 liar_file.rename(liar_file.with_name(f"{liar_file.name}.{os.getpid()}"))
                 is_liar = True
