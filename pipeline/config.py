@@ -8,7 +8,7 @@ composer sees them. Not frozen, because OmegaConf cannot fill frozen ones: treat
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pipeline.records import CanaryMode, Retry, SamplingMode, TailPolicy
@@ -244,6 +244,17 @@ class LimitsConfig:
     """The run stops when more than this share of the videos so far was quarantined..."""
     min_videos: int = 100
     """...and at least this many were seen."""
+
+    def __post_init__(self) -> None:
+        """Check numbers."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name != "max_bad_fraction" and value <= 0:
+                raise ValueError(f"limits.{item.name} must be above 0, got {value}")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(
+                f"limits.max_bad_fraction must be between 0 and 1, got {self.max_bad_fraction}"
+            )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from pipeline.errors import ConfigError
 from tests.pipeline import poison, runs
 
 
@@ -56,3 +59,12 @@ def test_hostile_videos_are_quarantined_by_name_and_others_keep_their_tokens(tmp
     assert runs.quarantined(tmp_path / "mixed") == expected
     assert runs.tokens(tmp_path / "mixed") == runs.tokens(tmp_path / "clean")
     assert runs.tokens(tmp_path / "clean")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["limits.frames=0", "limits.no_progress_seconds=-1", "limits.max_bad_fraction=1.5"],
+)
+def test_limit_that_cannot_be_is_refused(override):
+    with pytest.raises(ConfigError, match=override.split("=")[0]):
+        runs.config("+dataset=demo", "+tokenizer=demo", override)
