@@ -120,7 +120,7 @@ def test_a_header_that_unpacks_to_much_is_passed_over(tmp_path: Path, bomb) -> N
     assert peak < 16 << 20
 
 
-@pytest.mark.parametrize("count", [8_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [4_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 def test_a_million_tiny_members_cost_a_digest_each(tmp_path: Path, count: int) -> None:
     path = tmp_path / "a.tar"
     with path.open("wb") as file:
