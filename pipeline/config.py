@@ -107,7 +107,7 @@ class TokenizerSection(TokenizerConfig):
     seed: int = 0
     """Seed of the weights of ``checkpoint=random``."""
     precision: Precision = Precision.fp32
-    """fp32, tf32 (GPUs), or bf16 autocast."""
+    """fp32, tf32 (GPUs), or bf16: convolutions and attention in bfloat16, the rest in float32."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -150,7 +150,9 @@ class EncoderConfig:
     device: Device = Device.auto
     """auto: GPUs if there are any, else CPUs."""
     batch_clips: int | None = None
-    """B, clips in a batch; every batch is padded to it; null: 1 on a CPU, 8 on a GPU."""
+    """B, clips in a batch; every batch is padded to it; null: 1 on a CPU, measured on a GPU."""
+    compiled: bool | None = None
+    """Kernels of whole clips written by torch.compile; null: on a GPU. Needs a C compiler."""
     threads: int = 2
     """CPU threads of one encoder; set explicitly because results depend on it."""
     decoders: int | None = None

@@ -8,6 +8,7 @@ Each run is a process of its own; the clock leaves start-up apart (`jobs.benchma
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import os
 import signal
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.rounds < 1 or options.clips < 20:
         parser.error("--rounds must be at least 1, --clips at least 20")
+    if importlib.util.find_spec("pandas") is None:
+        parser.error("Ray Data needs pandas, which comes with pip install -e '.[dev]'")
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         chosen = choose_settings(Path(folder, "try"), max(20, options.clips // 4), options.settings)

@@ -135,7 +135,8 @@ def test_shards_hold_what_they_say(tmp_path: Path) -> None:
 @pytest.mark.timeout(1200)
 def test_the_whole_benchmark_gives_the_promised_figures(tmp_path: Path) -> None:
     ended = runs.run(
-        *("pipeline", "--rounds", "1", "--clips", "24", "--json", "figures.json"),
+        *("pipeline", "--rounds", "1", "--clips", "24", "--settings", "1x1"),
+        *("--json", "figures.json"),
         cwd=tmp_path,
         module="jobs.benchmark",
         timeout_seconds=1100,

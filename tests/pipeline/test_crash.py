@@ -67,6 +67,15 @@ def test_a_process_killed_at_steps_of_the_protocol_on_s3_loses_nothing(bucket: s
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
+def test_a_process_killed_while_pieces_of_objects_go_to_s3_loses_nothing(bucket: str) -> None:
+    outcomes = crash(f"s3://{bucket}", "crash_multipart", every=3)
+    steps = {outcome.step.split(" ")[1] for outcome in outcomes if "?uploads" in outcome.step}
+    assert steps == {"POST", "PUT"}, "begun, sent in pieces, and completed"
+    assert_nothing_is_lost(outcomes, at_least=30)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_process_killed_at_any_step_of_the_protocol_loses_nothing(folder: str) -> None:
     assert_nothing_is_lost(crash(folder, "crash_segments", every=1), at_least=200)
 
