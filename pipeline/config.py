@@ -245,6 +245,12 @@ class LimitsConfig:
     min_videos: int = 100
     """...and at least this many were seen."""
 
+    def __post_init__(self) -> None:
+        """Check numbers."""
+        for name in ("read_ahead_bytes", "range_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"limits.{name} must be at least 1, got {getattr(self, name)}")
+
 
 @dataclass(kw_only=True, slots=True)
 class ClusterConfig:
