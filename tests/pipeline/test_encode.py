@@ -78,6 +78,20 @@ def test_compiled_code_gives_the_tokens_of_the_layers(tmp_path: Path) -> None:
     assert any(tmp_path.iterdir())
 
 
+def test_without_a_compiler_it_encodes_as_it_is_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch._inductor.config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/c++",))
+    encoder = ClipEncoder(spec(compiled=True))
+    assert encoder.numerics["compiled"] is False
+    assert "kernels cannot be compiled here" in caplog.text
+    expected = ClipEncoder(spec()).encode(clips(), 2)
+    assert_exact(np.stack(encoder.encode(clips(), 2)), np.stack(expected))
+
+
 def test_compiled_code_is_kept_where_all_workers_find_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
