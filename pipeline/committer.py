@@ -27,7 +27,7 @@ from pipeline.writer import PartDigest, QuarantinedVideo, quarantine_tar, write_
 
 logger = logging.getLogger(__name__)
 
-MAX_SEGMENT_VIDEOS = 16384
+MAX_SEGMENT_VIDEOS = 4096
 """Bound on a receipt, which names every video that gave no clip."""
 
 

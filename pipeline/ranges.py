@@ -108,7 +108,7 @@ def open_places(
         filesystem: of ``backends.open_filesystem``.
         path: inside the file system.
         size_bytes: its length.
-        version: its ETag or modification time, as in ``storage.Entry``.
+        version: its ETag or modification time, as in ``listing.Entry``.
         buffers: of the worker.
 
     Raises:

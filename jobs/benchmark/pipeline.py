@@ -25,6 +25,8 @@ from jobs.benchmark.workload import Figures, Job, Setting, write_shards
 LIMIT, OURS = "both, uncoupled", ("pipeline inline", "pipeline on Ray")
 SAME, DOCUMENTED = "same on Ray Data", "documented Ray Data"
 TARGETS = {"efficiency": 0.93, "vs_ray_data_same": 1.15, "vs_ray_data_documented": 2.0}
+BUSY_LOAD = 0.25
+"""Load average per core beyond which wall times are not to be trusted."""
 TRIES = 1
 """Runs of each setting on fewer clips, of which the fastest counts when settings are chosen."""
 
@@ -47,14 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--rounds must be at least 1, --clips at least 20")
     if importlib.util.find_spec("pandas") is None:
         parser.error("Ray Data needs pandas, which comes with pip install -e '.[dev]'")
-    print(machine(), flush=True)
+    load = os.getloadavg()[0]
+    print(f"{machine()}, load {load:.1f} before we began", flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         chosen = choose_settings(Path(folder, "try"), max(20, options.clips // 4), options.settings)
         runs = measure(Path(folder, "full"), options.clips, chosen, options.rounds)
     figures = conclude(runs)
     print(report(runs, chosen))
     print(verdict(figures))
-    write_json(options.json, figures | {"machine": machine(), "runs": runs})
+    if load > BUSY_LOAD * len(os.sched_getaffinity(0)):
+        print("others used this machine: its wall times say little, go by CPU time")
+    write_json(options.json, figures | {"machine": machine(), "load_before": load, "runs": runs})
     return 0
 
 

@@ -5,6 +5,7 @@ Each node is a ``ray start`` in a session of its own, all with one authenticatio
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 import subprocess
@@ -120,7 +121,9 @@ class Cluster:
             "RAY_DEDUP_LOGS": "0",
         }
         self._node_env = self.env | {
-            "PYTHONPATH": str(LIAR),
+            "PYTHONPATH": os.pathsep.join(
+                [str(LIAR), *filter(None, [os.environ.get("PYTHONPATH")])]
+            ),
             "DRILL_LIAR_FILE": str(self.liar_file),
         }
         self._folder = folder

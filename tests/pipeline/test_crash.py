@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.pipeline import crash_run
 from tests.pipeline.crashing import Outcome
 
 RANDOM_ID = re.compile(r"[0-9a-f]{32,}")
@@ -63,6 +64,20 @@ def test_a_process_killed_at_steps_of_the_protocol_loses_nothing(folder: str) ->
 
 def test_a_process_killed_at_steps_of_the_protocol_on_s3_loses_nothing(bucket: str) -> None:
     assert_nothing_is_lost(crash(f"s3://{bucket}", "crash_one_shard", every=19), at_least=3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_a_whole_run_killed_at_steps_of_its_own_loses_nothing(
+    place: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash_run.write_input(tmp_path / "in.tar")
+    monkeypatch.setenv("CRASH_INPUT", str(tmp_path / "in.tar"))
+    out = str(tmp_path / "out")
+    if place == "s3":
+        out = f"s3://{request.getfixturevalue('bucket')}"
+    assert_nothing_is_lost(crash(out, "crash_run", every=23), at_least=5)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ def proxy(
 ) -> Iterator[FaultProxy]:
     boto3.client("s3").put_object(Bucket=bucket, Key="a.ckpt", Body=WEIGHTS, ACL="public-read")
     # late, so that all workers ask before the first is served
-    with FaultProxy(s3_endpoint, rates={Fault.delay: 1.0}, delay_seconds=1.0) as running:
+    with FaultProxy(s3_endpoint, rates={Fault.delay: 1.0}, delay_seconds=0.5) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         monkeypatch.setenv("no_proxy", "*")

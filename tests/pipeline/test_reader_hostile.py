@@ -17,7 +17,7 @@ from pipeline.ranges import RangeBuffers
 from pipeline.reader import read_shard
 from pipeline.shards import Shard, ShardKind
 from tests.pipeline import runs
-from tests.pipeline.tars import RULES, read, reason, tar_bytes, tar_shard
+from tests.pipeline.tars import RULES, Member, read, reason, tar_bytes, tar_shard
 
 GIB = 1 << 30
 BLOCK = tarfile.BLOCKSIZE
@@ -120,7 +120,7 @@ def test_a_header_that_unpacks_to_much_is_passed_over(tmp_path: Path, bomb) -> N
     assert peak < 16 << 20
 
 
-@pytest.mark.parametrize("count", [8_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [4_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 def test_a_million_tiny_members_cost_a_digest_each(tmp_path: Path, count: int) -> None:
     path = tmp_path / "a.tar"
     with path.open("wb") as file:
@@ -136,6 +136,37 @@ def test_a_million_tiny_members_cost_a_digest_each(tmp_path: Path, count: int) -
         tracemalloc.stop()
     assert found == count + 1
     assert peak < 200 * count + (2 << 20)
+
+
+def test_a_name_of_a_megabyte_is_quarantined_under_a_short_one(tmp_path: Path) -> None:
+    names = [f"{letter * 100_000}{end}.mp4" for letter in "ab" for end in "12"]
+    shard = tar_shard(tmp_path / "a.tar", tar_bytes([(name, b"1") for name in names]))
+    samples, end = read(shard)
+    assert [reason(s) for s in samples] == ["name_too_long"] * 4
+    assert len({s.key for s in samples}) == 4
+    assert max(len(s.key) for s in samples) < 200
+    assert end.cut is None
+
+
+def test_a_sample_of_very_many_files_is_quarantined_and_not_held(tmp_path: Path) -> None:
+    members: list[Member] = [(f"a.{number}", b"") for number in range(3000)]
+    shard = tar_shard(tmp_path / "a.tar", tar_bytes([*members, ("a.mp4", b"1"), ("b.mp4", b"2")]))
+    samples, _ = read(shard)
+    assert [(s.key, reason(s)) for s in samples] == [("a", "too_many_members"), ("b", None)]
+
+
+def test_global_headers_do_not_pile_up(tmp_path: Path) -> None:
+    def record(number: int) -> bytes:
+        """A global header, and a file that it holds for."""
+        header = tarfile.TarInfo.create_pax_global_header({f"key{number}": "x" * 100})
+        return header + tarfile.TarInfo("README").tobuf()
+
+    few = b"".join(record(number % 10) for number in range(300))
+    many = b"".join(record(number) for number in range(300))
+    end = tar_bytes([("a.mp4", b"1")])
+    assert [s.video for s in read(tar_shard(tmp_path / "few.tar", few + end))[0]] == [b"1"]
+    samples, cut = read(tar_shard(tmp_path / "many.tar", many + end))
+    assert (samples, "global header records" in str(cut.cut)) == ([], True)
 
 
 def test_bad_samples_behind_a_slow_video_wait_and_do_not_block_it(

@@ -110,10 +110,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize(
-    "free_bytes",
-    [24 << 10, *(pytest.param(n << 10, marks=pytest.mark.slow) for n in (0, 48, 72, 96))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("free_bytes", [n << 10 for n in (0, 24, 48, 72, 96)])
 def test_a_full_disk_stops_the_run_and_the_same_command_finishes_it_when_there_is_room(
     small_disk: Path, shards: str, clean: dict[str, bytes], free_bytes: int
 ) -> None:
