@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import logging
 import os
 import threading
 import time
@@ -32,6 +33,8 @@ Frames = npt.NDArray[np.uint8]
 Tokens = npt.NDArray[Any]
 """int32 ``[t, h, w]``, or float32 ``[2c, t, h, w]`` (mean, log-variance); of a batch, with B."""
 
+
+logger = logging.getLogger(__name__)
 
 _MALLOC_OPTIONS = {-1: 1 << 30, -3: 32 << 20}
 """glibc's M_TRIM_THRESHOLD, and M_MMAP_THRESHOLD at its largest value."""
@@ -129,15 +132,30 @@ class ClipEncoder:
         """From nothing to a model that is ready; the first batch of a shape adds its recording."""
 
     def _compile(self) -> None:
-        """Have torch write the encoder's kernels; a small clip first packs the weights."""
-        torch, tokenizer = self._torch, self._spec.tokenizer
-        factor = tokenizer.stride[1]
-        small = (1, tokenizer.time_downsample_factor, factor, factor, 3)
-        with torch.inference_mode():
-            self._model.encode_uint8(torch.zeros(small, dtype=torch.uint8))
+        """Have torch write the encoder's kernels; a small clip first packs the weights.
+
+        Where that fails (no C compiler, a GPU that torch's compiler does not know) the encoder
+        runs as it is: its tokens are the same within rounding, which ``numerics`` then tells.
+        """
+        torch, spec = self._torch, self._spec
+        factor = spec.tokenizer.stride[1]
+        small = (1, spec.tokenizer.time_downsample_factor, factor, factor, 3)
         # one compilation per bucket; torch gives up behind 8 of them
-        torch._dynamo.config.recompile_limit = max(8, len(self._spec.buckets) + 1)
-        self._model.encoder.compile(dynamic=False, fullgraph=True)
+        torch._dynamo.config.recompile_limit = max(8, len(spec.buckets) + 1)
+        with torch.inference_mode(), self._out_of_memory():
+            self._model.encode_uint8(torch.zeros(small, dtype=torch.uint8))
+            self._model.encoder.compile(dynamic=False, fullgraph=True)
+            first = (spec.batch_clips, spec.clip_frames, *spec.buckets[0], 3)
+            try:
+                self._model.encode_uint8(torch.zeros(first, dtype=torch.uint8))
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except Exception:
+                logger.exception(
+                    "kernels cannot be compiled here; encoding goes on without, slower"
+                )
+                self._model.encoder._compiled_call_impl = None
+                self.numerics["compiled"] = False
 
     def _describe(self) -> dict[str, Any]:
         spec, torch = self._spec, self._torch

@@ -115,7 +115,7 @@ def measure(
         figures = run(name, folder, num_clips, chosen[name]) | {"clips": float(num_clips)}
         runs[name].append(figures)
         rate = num_clips / figures["seconds"]
-        print(f"  {name}: {rate:.2f} clips/s in {figures['seconds']:.1f} s", flush=True)
+        print(f"  {name}: {rate:.2f} clips/s, {cpu_ms([figures]):.0f} ms CPU/clip", flush=True)
         return rate
 
     interleave({name: lambda name=name: contestant(name) for name in chosen}, rounds=rounds)  # type: ignore[misc]

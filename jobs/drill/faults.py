@@ -165,7 +165,7 @@ class Injector:
             f"a worker on it {time.monotonic() - there:.1f} s later"
         )
 
-    def _misbehave(self, rates: Mapping[Fault, float]) -> str:
+    def _misbehave(self, rates: Mapping[Fault, float]) -> str | None:
         before = sum(self._store.proxy.faults.values())
         self._store.proxy.set_rates(rates)
         deadline = time.monotonic() + 4 * BURST_SECONDS
@@ -174,4 +174,5 @@ class Injector:
         while sum(self._store.proxy.faults.values()) == before and time.monotonic() < deadline:
             time.sleep(0.5)
         self._store.proxy.set_rates({})
-        return f"{sum(self._store.proxy.faults.values()) - before} requests"
+        harmed = sum(self._store.proxy.faults.values()) - before
+        return f"{harmed} requests" if harmed else None

@@ -22,8 +22,8 @@ TILE_BYTES = 8 * 2**20
 FRAMES, ROWS = 1, 2
 """Axes along which a block may be cut: it looks at no other frame, or at no other row."""
 
-Step = Callable[[Tensor, Stream], Tensor]
-"""From ``[B, T, H, W, C]`` to the same with other channels."""
+Step = Callable[[Tensor, Stream, Tensor], None]
+"""From a tile ``[1, T, H, W, C]`` to its result, which is written to the third argument."""
 
 
 def is_tiled(module: nn.Module, x_BTHWC: Tensor) -> bool:
@@ -40,7 +40,7 @@ def is_tiled(module: nn.Module, x_BTHWC: Tensor) -> bool:
 def by_tiles(
     step: Step, x_BTHWC: Tensor, stream: Stream, *, axis: int, channels: int, looks_back: int = 0
 ) -> Tensor:
-    """``step`` of a whole tensor, tile by tile, into memory that takes the place of the input.
+    """``step`` of a whole tensor, into memory that takes the place of the input.
 
     Tiles of a clip do not depend on the batch around it, so neither does the rounding of its
     result.
@@ -58,7 +58,7 @@ def by_tiles(
     cut = list(places(x_BTHWC, axis, growth=max(1, channels // x_BTHWC.shape[-1])))
     streams = stream.split(cut, looks_back)
     for place, part in zip(cut, streams, strict=True):
-        y_BTHWC[place] = step(x_BTHWC[place], part)
+        step(x_BTHWC[place], part, y_BTHWC[place])
     stream.join(cut, streams, x_BTHWC.shape)
     return y_BTHWC
 
