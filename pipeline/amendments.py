@@ -17,7 +17,7 @@ from dataclasses import replace
 from pipeline.committer import Committer, Span
 from pipeline.ledger import read_chain
 from pipeline.reader import Sample
-from pipeline.receipts import NEVER_RETRIED, Receipt, receipt_name
+from pipeline.receipts import NEVER_RETRIED, Receipt, read_receipt, receipt_name
 from pipeline.segments import OpenVideo, ShardTask
 from pipeline.storage import Storage
 
@@ -63,10 +63,9 @@ class AmendmentWriter:
         while receipt.quarantined:
             name = receipt_name(receipt.shard, receipt.segment, receipt.generation + 1)
             try:
-                content = self._storage.read(f"receipts/{name}")
+                receipt = read_receipt(self._storage, name)
             except FileNotFoundError:
                 break
-            receipt = Receipt.from_bytes(name, content)
             self.receipts.append(receipt)
         return receipt
 

@@ -42,6 +42,7 @@ RETRY_SECONDS = (0.5, 2.0, 8.0)
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSALS = {
+    "400",  # all that a HEAD can say of an expired token
     "AccessDenied",
     "AccountProblem",
     "AllAccessDisabled",

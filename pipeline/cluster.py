@@ -1,10 +1,16 @@
-"""What a Ray cluster has to offer, and how many workers it carries. Pure: others ask Ray."""
+"""What a Ray cluster has to offer, and how many workers it carries; others ask Ray itself."""
 
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+
+from pipeline.errors import RunError
+
+CONNECT_SECONDS = 10.0
+"""Longest wait for the head of a cluster to answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,3 +88,18 @@ def num_places(
         if node.node_id not in leaving
     )
     return max(1, places)
+
+
+def check_reachable(address: str) -> None:
+    """Ray itself would try for many minutes, and say little.
+
+    Raises:
+        RunError: nothing listens at HOST:PORT (``auto`` and ``ray://`` are left to Ray).
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "://" in address:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise RunError(f"cluster.address={address}: cannot join Ray: {error}") from error

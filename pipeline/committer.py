@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.backends import storage_errors
 from pipeline.errors import RunError, ShardError
-from pipeline.reader import Sample, Source, key_digest
+from pipeline.reader import Sample, Source, key_digest, shown
 from pipeline.receipts import Receipt, commit, part_name, quarantine_name
 from pipeline.schema import TokenFormat, TokenRow
 from pipeline.segments import CommitRules, OpenVideo, ShardTask
@@ -26,6 +26,9 @@ from pipeline.storage import Storage
 from pipeline.writer import PartDigest, QuarantinedVideo, quarantine_tar, write_part
 
 logger = logging.getLogger(__name__)
+
+MAX_SEGMENT_VIDEOS = 4096
+"""Bound on a receipt, which names every video that gave no clip."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +206,7 @@ class Committer:
                     {"key": video.sample.key, "reason": failure.reason, "message": failure.message}
                 )
                 logger.warning(
-                    "%s::%s quarantined: %s", self._shard.name, video.sample.key, failure
+                    "%s::%s quarantined: %s", self._shard.name, shown(video.sample.key), failure
                 )
         return records
 
@@ -267,7 +270,8 @@ class SegmentWriter:
         self._ready.append(video)
         self._clips += video.num_clips
         self._original_bytes += len(video.original)
-        if self._clips >= self._rules.max_clips or self.seconds_to_commit == 0:
+        is_full = self._clips >= self._rules.max_clips or len(self._ready) >= MAX_SEGMENT_VIDEOS
+        if is_full or self.seconds_to_commit == 0:
             self.commit_due()
 
     def commit_due(self) -> None:

@@ -8,7 +8,7 @@ composer sees them. Not frozen, because OmegaConf cannot fill frozen ones: treat
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pipeline.records import CanaryMode, Retry, SamplingMode, TailPolicy
@@ -107,7 +107,7 @@ class TokenizerSection(TokenizerConfig):
     seed: int = 0
     """Seed of the weights of ``checkpoint=random``."""
     precision: Precision = Precision.fp32
-    """fp32, tf32 (GPUs), or bf16 autocast."""
+    """fp32, tf32 (GPUs), or bf16: convolutions and attention in bfloat16, the rest in float32."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -150,7 +150,9 @@ class EncoderConfig:
     device: Device = Device.auto
     """auto: GPUs if there are any, else CPUs."""
     batch_clips: int | None = None
-    """B, clips in a batch; every batch is padded to it; null: 1 on a CPU, 8 on a GPU."""
+    """B, clips in a batch; every batch is padded to it; null: 1 on a CPU, measured on a GPU."""
+    compiled: bool | None = None
+    """Kernels of whole clips written by torch.compile; null: on a GPU. Needs a C compiler."""
     threads: int = 2
     """CPU threads of one encoder; set explicitly because results depend on it."""
     decoders: int | None = None
@@ -242,6 +244,17 @@ class LimitsConfig:
     """The run stops when more than this share of the videos so far was quarantined..."""
     min_videos: int = 100
     """...and at least this many were seen."""
+
+    def __post_init__(self) -> None:
+        """Check numbers."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name != "max_bad_fraction" and value <= 0:
+                raise ValueError(f"limits.{item.name} must be above 0, got {value}")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(
+                f"limits.max_bad_fraction must be between 0 and 1, got {self.max_bad_fraction}"
+            )
 
 
 @dataclass(kw_only=True, slots=True)

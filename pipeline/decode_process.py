@@ -24,7 +24,7 @@ from pipeline.decode_messages import Message, read_clip, send, settings_message,
 from pipeline.records import Clip, ClipPlan, VideoLimits
 
 _STDERR_BYTES = 4096
-_INHERITED = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "COVERAGE_PROCESS_START")
+_INHERITED = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 """Environment that a child gets; credentials of storage are none of its business."""
 _PAGE_BYTES, _TICKS = os.sysconf("SC_PAGESIZE"), os.sysconf("SC_CLK_TCK")
 WALL_PER_CPU = 4

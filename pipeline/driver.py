@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -22,7 +21,9 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from pipeline.actors import EncoderActor, Started
 from pipeline.attempts import Event, Finished, Joined, Left, Wish, WorkerReport
-from pipeline.cluster import Cluster, Node, WorkerSize, num_places
+from pipeline.batch_probe import ProbeResult, probe_batch
+from pipeline.cluster import Cluster, Node, WorkerSize, check_reachable, num_places
+from pipeline.encode import EncoderSpec
 from pipeline.errors import RunError, WorkerLost
 from pipeline.segments import ShardTask
 from pipeline.worker_spec import WorkerSpec
@@ -35,27 +36,10 @@ _actor_class: Any = EncoderActor
 
 START_SECONDS = 600.0
 """Longest time without any worker before the run gives up."""
-CONNECT_SECONDS = 10.0
-"""Longest wait for the head of a cluster to answer."""
 LOOK_SECONDS = 2.0
 """Between two looks at the machines of the cluster, and two tries of an actor that restarts."""
 REPORTS_PER_SECOND = 100.0
 """Asked of all workers together: a thousand of them must not keep the driver busy."""
-
-
-def check_reachable(address: str) -> None:
-    """Ray itself would try for many minutes, and say little.
-
-    Raises:
-        RunError: nothing listens at HOST:PORT (``auto`` and ``ray://`` are left to Ray).
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "://" in address:
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise RunError(f"cluster.address={address}: cannot join Ray: {error}") from error
 
 
 def start_ray(address: str | None) -> Cluster:
@@ -81,6 +65,20 @@ def start_ray(address: str | None) -> Cluster:
             "authentication needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN in this process too)"
         ) from error
     return Cluster(nodes=tuple(_nodes()))
+
+
+def probe_on_gpu(spec: EncoderSpec, num_gpus: float) -> ProbeResult:
+    """``batch_probe.probe_batch`` on one of the cluster's GPUs, before any worker has it.
+
+    Raises:
+        RunError: not even one clip fits.
+    """
+    task = _ray.remote(num_gpus=num_gpus, max_retries=0)(probe_batch)
+    try:
+        found: ProbeResult = ray.get(task.remote(spec))
+    except RayTaskError as error:
+        raise _cause(error) or error from error
+    return found
 
 
 def _nodes() -> list[Node]:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-from collections.abc import Sequence
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -17,8 +23,18 @@ from pipeline.schema import TokenFormat
 from tokenizer import TokenizerConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.cuda_graph import GraphedEncoder
     from tokenizer import Encoded
 
+Frames = npt.NDArray[np.uint8]
+"""``[B, T, H, W, 3]``, RGB."""
+Tokens = npt.NDArray[Any]
+"""int32 ``[t, h, w]``, or float32 ``[2c, t, h, w]`` (mean, log-variance); of a batch, with B."""
+
+
+logger = logging.getLogger(__name__)
 
 _MALLOC_OPTIONS = {-1: 1 << 30, -3: 32 << 20}
 """glibc's M_TRIM_THRESHOLD, and M_MMAP_THRESHOLD at its largest value."""
@@ -35,7 +51,7 @@ class EncoderSpec:
     seed: int
     """For ``random``."""
     precision: str
-    """fp32 or bf16."""
+    """fp32, tf32 or bf16."""
     device: str
     """cpu or cuda."""
     threads: int
@@ -48,6 +64,8 @@ class EncoderSpec:
     """(H, W) of each batch shape."""
     token_format: TokenFormat
     """How tokens are packed, and which weights they must come from."""
+    compiled: bool = False
+    """Whether torch.compile writes the kernels of whole clips."""
 
 
 class Encoder(Protocol):
@@ -56,17 +74,19 @@ class Encoder(Protocol):
     numerics: dict[str, Any]
     """The numeric environment."""
 
-    def encode(self, frames: npt.NDArray[np.uint8], num_clips: int) -> list[npt.NDArray[Any]]:
+    def encode(self, frames: Frames, num_clips: int) -> list[Tokens]:
         """Tokens of the first ``num_clips`` clips of uint8 ``[B, T, H, W, 3]``."""
 
-    def encode_pieces(
-        self, frames: npt.NDArray[np.uint8], states: Sequence[Any]
-    ) -> list[tuple[npt.NDArray[Any], Any]]:
+    def encode_pieces(self, frames: Frames, states: Sequence[Any]) -> list[tuple[Tokens, Any]]:
         """Tokens of the next piece of each stream, and its state behind the piece."""
 
 
 class ClipEncoder:
-    """A VidTok encoder on one device."""
+    """A VidTok encoder on one device.
+
+    On a GPU ``encode`` may be called from ``num_callers`` threads at once: while one waits for its
+    tokens the next one sends its batch over.
+    """
 
     def __init__(self, spec: EncoderSpec) -> None:
         """Load the model.
@@ -75,6 +95,9 @@ class ClipEncoder:
             TokenizerError: the checkpoint does not fit.
             RunError: its weights are not those that the run was planned with.
         """
+        began = time.perf_counter()
+        if spec.compiled:
+            share_compiled_code()
         import torch
 
         from tokenizer import load_tokenizer  # torch with it: not for a command's --help
@@ -99,6 +122,40 @@ class ClipEncoder:
                 f"{spec.token_format.checkpoint_digest[:12]}: {spec.checkpoint}"
             )
         self.numerics = self._describe()
+        self.num_callers = 1 if spec.device == "cpu" else 2
+        self._busy_seconds = 0.0
+        self._graphs: dict[tuple[int, ...], GraphedEncoder] = {}
+        self._recording = threading.Lock()
+        if spec.compiled:
+            self._compile()
+        self.start_seconds = time.perf_counter() - began
+        """From nothing to a model that is ready; the first batch of a shape adds its recording."""
+
+    def _compile(self) -> None:
+        """Have torch write the encoder's kernels; a small clip first packs the weights.
+
+        Where that fails (no C compiler, a GPU that torch's compiler does not know) the encoder
+        runs as it is: its tokens are the same within rounding, which ``numerics`` then tells.
+        """
+        torch, spec = self._torch, self._spec
+        factor = spec.tokenizer.stride[1]
+        small = (1, spec.tokenizer.time_downsample_factor, factor, factor, 3)
+        # one compilation per bucket; torch gives up behind 8 of them
+        torch._dynamo.config.recompile_limit = max(8, len(spec.buckets) + 1)
+        with torch.inference_mode(), self._out_of_memory():
+            self._model.encode_uint8(torch.zeros(small, dtype=torch.uint8))
+            self._model.encoder.compile(dynamic=False, fullgraph=True)
+            first = (spec.batch_clips, spec.clip_frames, *spec.buckets[0], 3)
+            try:
+                self._model.encode_uint8(torch.zeros(first, dtype=torch.uint8))
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except Exception:
+                logger.exception(
+                    "kernels cannot be compiled here; encoding goes on without, slower"
+                )
+                self._model.encoder._compiled_call_impl = None
+                self.numerics["compiled"] = False
 
     def _describe(self) -> dict[str, Any]:
         spec, torch = self._spec, self._torch
@@ -113,10 +170,15 @@ class ClipEncoder:
             "threads": spec.threads,
             "batch": [spec.batch_clips, spec.clip_frames],
             "buckets": [list(bucket) for bucket in spec.buckets],
-            "compiled": False,
+            "compiled": spec.compiled,
         }
 
-    def encode(self, frames: npt.NDArray[np.uint8], num_clips: int) -> list[npt.NDArray[Any]]:
+    @property
+    def busy_seconds(self) -> float:
+        """Time that the device spent encoding."""
+        return self._busy_seconds + sum(graph.busy_seconds for graph in self._graphs.values())
+
+    def encode(self, frames: Frames, num_clips: int) -> list[Tokens]:
         """Tokens of the first ``num_clips`` clips.
 
         Args:
@@ -127,15 +189,35 @@ class ClipEncoder:
             int32 ``[t, h, w]`` or float32 ``[2c, t, h, w]`` (mean, log-variance) for each.
 
         Raises:
-            RunError: the encoder gave NaN or infinity.
+            RunError: the encoder gave NaN or infinity; the batch does not fit into GPU memory.
         """
-        with self._torch.inference_mode():
-            encoded = self._model.encode_uint8(self._torch.from_numpy(frames))
-        return self._tokens(encoded, num_clips)
+        with self._torch.inference_mode(), self._out_of_memory():
+            return self._checked(self._encode_batch(frames)[:num_clips])
 
-    def encode_pieces(
-        self, frames: npt.NDArray[np.uint8], states: Sequence[Any]
-    ) -> list[tuple[npt.NDArray[Any], Any]]:
+    def _encode_batch(self, frames: Frames) -> Tokens:
+        if self._spec.device == "cpu":
+            tokens: Tokens = self._timed(self._encode_here, frames)
+            return tokens
+        return self._graph(frames.shape)(frames)
+
+    def _graph(self, shape: tuple[int, ...]) -> GraphedEncoder:
+        with self._recording:
+            if shape not in self._graphs:
+                from pipeline.cuda_graph import GraphedEncoder
+
+                began = time.perf_counter()
+                self._graphs[shape] = GraphedEncoder(self._to_tokens, shape)
+                self.start_seconds += time.perf_counter() - began
+            return self._graphs[shape]
+
+    def _encode_here(self, frames: Frames) -> Tokens:
+        tokens: Tokens = self._to_tokens(self._torch.from_numpy(frames)).numpy()
+        return tokens
+
+    def _to_tokens(self, frames: Tensor) -> Tensor:
+        return self._stored(self._model.encode_uint8(frames))
+
+    def encode_pieces(self, frames: Frames, states: Sequence[Any]) -> list[tuple[Tokens, Any]]:
         """Tokens of the next piece of each stream, and its state behind the piece.
 
         Args:
@@ -143,26 +225,64 @@ class ClipEncoder:
             states: of each stream, B at most; all None for first pieces.
 
         Raises:
-            RunError: the encoder gave NaN or infinity.
+            RunError: the encoder gave NaN or infinity; the batch does not fit into GPU memory.
         """
         num_streams, before = len(states), None
         if states[0] is not None:
             padding = [states[0]] * (frames.shape[0] - num_streams)
             before = type(states[0]).cat([*states, *padding])
-        with self._torch.inference_mode():
-            encoded, after = self._model.encode_chunk_uint8(self._torch.from_numpy(frames), before)
-        tokens = self._tokens(encoded, num_streams)
-        return list(zip(tokens, after.split()[:num_streams], strict=True))
+        with self._torch.inference_mode(), self._out_of_memory():
+            tokens, after = self._timed(self._encode_chunk, frames, before)
+        return list(zip(self._checked(tokens[:num_streams]), after[:num_streams], strict=True))
 
-    def _tokens(self, encoded: Encoded, num_clips: int) -> list[npt.NDArray[Any]]:
+    def _encode_chunk(self, frames: Frames, before: Any) -> tuple[Tokens, list[Any]]:
+        encoded, after = self._model.encode_chunk_uint8(self._torch.from_numpy(frames), before)
+        return self._stored(encoded).cpu().numpy(), after.split()
+
+    def _stored(self, encoded: Encoded) -> Tensor:
+        """What is stored of a batch: indices, or mean and log-variance one after the other."""
         if encoded.indices is not None:
-            return list(encoded.indices[:num_clips].cpu().numpy())
+            return encoded.indices
         assert encoded.mean is not None
         assert encoded.log_variance is not None
-        both = self._torch.cat([encoded.mean, encoded.log_variance], dim=1)[:num_clips].float()
-        if not bool(self._torch.isfinite(both).all()):
+        return self._torch.cat([encoded.mean, encoded.log_variance], dim=1).float()
+
+    def _checked(self, tokens: Tokens) -> list[Tokens]:
+        if tokens.dtype.kind == "f" and not np.isfinite(tokens).all():
             raise RunError("the encoder gave latents that are not finite")
-        return list(both.cpu().numpy())
+        return list(tokens)
+
+    def _timed(self, step: Callable[..., Any], *arguments: Any) -> Any:
+        began = time.perf_counter()
+        result = step(*arguments)
+        self._busy_seconds += time.perf_counter() - began
+        return result
+
+    @contextmanager
+    def _out_of_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except self._torch.cuda.OutOfMemoryError as error:
+            size = self._spec.batch_clips
+            remedy = (
+                f"go on with encoder.batch_clips={size // 2}"
+                if size > 1
+                else "a clip of this size does not fit: lower sampling.resolution or clip_frames"
+            )
+            raise RunError(
+                f"a batch of {size} clips does not fit into the memory of the GPU: {remedy}"
+            ) from error
+
+
+def share_compiled_code() -> None:
+    """Let all workers of a machine, and later runs, use what one of them compiled.
+
+    ``TORCHINDUCTOR_CACHE_DIR`` says where; by default below the user's cache folder.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "vidtok-pipeline" / "compiled"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
 
 
 def keep_freed_memory() -> None:

@@ -15,6 +15,9 @@ from pipeline.ranges import RangeBuffers
 from pipeline.reader import ReadRules, Sample, ShardEnd, Source, read_shard, split_digests
 from pipeline.segments import OpenVideo, ShardTask
 
+MAX_VIDEOS_AHEAD = 4096
+"""Videos of one shard that are read while an earlier one is not done."""
+
 
 class ByteBudget:
     """Bytes that may be held; one item larger than all of it passes alone."""
@@ -71,7 +74,7 @@ class ShardReading(threading.Thread):
         end_offset: int | None,
         open_attempt: OpenAttempt,
         submit: Callable[[OpenVideo], None],
-        on_end: Callable[[], None],
+        count: Callable[[int], None],
     ) -> None:
         """Not started yet.
 
@@ -85,7 +88,7 @@ class ShardReading(threading.Thread):
             end_offset: reading ends where a sample begins behind this; None: at the shard's end.
             open_attempt: what the driver asks of it, and how far it is.
             submit: hands a video to the decoders; may block.
-            on_end: called once, when nothing more comes.
+            count: called with -1 when it supplies no more videos, with 1 when it does again.
         """
         super().__init__(name=f"read {task.shard.name}", daemon=True)
         self.task = task
@@ -93,7 +96,7 @@ class ShardReading(threading.Thread):
         self._options = options
         self._wants, self._end_offset = wants, end_offset
         self.open_attempt = open_attempt
-        self._submit, self._on_end = submit, on_end
+        self._submit, self._count = submit, count
         self.videos: deque[OpenVideo] = deque()
         self.end: ShardEnd | None = None
         self.failure: BaseException | None = None
@@ -106,7 +109,7 @@ class ShardReading(threading.Thread):
         except BaseException as error:  # noqa: BLE001 (raised again in run_shard)
             self.failure = error
         finally:
-            self._on_end()
+            self._count(-1)
 
     def _read(self) -> None:
         task = self.task
@@ -133,9 +136,19 @@ class ShardReading(threading.Thread):
                     self._take(item)
 
     def _take(self, sample: Sample) -> None:
+        self._wait_for_room()
         video = OpenVideo(
             sample=replace(sample, video=b""), original=sample.video, failure=sample.defect
         )
         self.videos.append(video)
         if sample.defect is None:
             self._submit(video)
+
+    def _wait_for_room(self) -> None:
+        """A million bad samples behind one slow video must not fill the memory."""
+        if len(self.videos) < MAX_VIDEOS_AHEAD:
+            return
+        self._count(-1)  # the first one's clips may sit in a batch that waits for more
+        while len(self.videos) > MAX_VIDEOS_AHEAD // 2 and not self.abandoned.is_set():
+            self.abandoned.wait(0.05)
+        self._count(1)

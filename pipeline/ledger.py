@@ -29,6 +29,7 @@ from pipeline.receipts import (
     Receipt,
     ReceiptName,
     list_receipts,
+    read_receipt,
     read_receipts,
     receipt_name,
 )
@@ -269,6 +270,14 @@ class Ledger:
         """Receipts that came since the last manifest."""
         return len(self) - self._num_published
 
+    @property
+    def is_worth_publishing(self) -> bool:
+        """Whether a tenth more came since the last manifest.
+
+        So all manifests together stay at about ten times the size of the last one.
+        """
+        return self.num_unpublished * 10 > self._num_published
+
     def lines(self) -> Iterator[Line]:
         """All receipts; those of one shard in the order of its chain."""
         self._fold()
@@ -323,10 +332,9 @@ def read_chain(storage: Storage, shard: str) -> list[Receipt]:
     while not state.is_complete:
         name = receipt_name(shard, state.num_segments, state.num_cuts)
         try:
-            content = storage.read(f"receipts/{name}")
+            receipt = read_receipt(storage, name)
         except FileNotFoundError:
             break
-        receipt = Receipt.from_bytes(name, content)
         state.extend(line_of(receipt), b"")
         receipts.append(receipt)
     return receipts

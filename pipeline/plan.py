@@ -187,7 +187,11 @@ def probe_here(plan: Plan, spec: WorkerSpec, run: RunConfig, *, seconds: float) 
     def show(line: str) -> None:
         print(f"probe: {line}", file=sys.stderr, flush=True)
 
-    shards = [shard for shard in plan.shards if shard.name in plan.sources]
+    shards = {
+        shard: plan.sources[shard.name].size_bytes
+        for shard in plan.shards
+        if shard.name in plan.sources
+    }
     with tempfile.TemporaryDirectory(prefix="vidtok-plan-") as folder:
         out, pieces = Path(folder) / "out", Path(folder) / "pieces"
         pieces.mkdir()
@@ -216,13 +220,11 @@ def data_of(plan: Plan) -> DataSet:
 
 def rules_of(run: RunConfig) -> Rules:
     """What decides how often storage is asked."""
-    from pipeline.reader import READ_BYTES
-
     return Rules(
         max_clips=run.commit.max_clips,
         max_seconds=run.commit.max_seconds,
         open_shards=run.cluster.open_shards,
-        range_bytes=READ_BYTES,
+        range_bytes=run.limits.range_bytes,
     )
 
 

@@ -187,11 +187,7 @@ def predict(units: Sequence[Unit], data: DataSet, machine: Machine, rules: Rules
     gain = _gain(machine, decode)
     num_segments = _segments(clips.value / data.num_shards, machine, rules) * data.num_shards
     num_gets = data.read_bytes / rules.range_bytes + GETS_PER_OBJECT * data.num_objects
-    usd, usd_then = None, None
-    if machine.gpu_usd_per_hour is not None and machine.core_usd_per_hour is not None:
-        price = machine.gpu_usd_per_hour + machine.cores * machine.core_usd_per_hour
-        usd = hours.scaled(num_workers * price)
-        usd_then = usd.value / gain * (1 + machine.core_usd_per_hour / price) if price else 0.0
+    usd, usd_then = _money(hours, machine, num_workers, gain)
     return Prediction(
         videos=ratio(units, "videos", data.to_cover),
         quarantined=ratio(units, "quarantined", data.to_cover),
@@ -210,6 +206,17 @@ def predict(units: Sequence[Unit], data: DataSet, machine: Machine, rules: Rules
         written_bytes_per_second=token_bytes.value / seconds,
         sampled_share=min(1.0, sum(unit.covered for unit in units) / data.to_cover),
     )
+
+
+def _money(
+    hours: Estimate, machine: Machine, num_workers: int, gain: float
+) -> tuple[Estimate | None, float | None]:
+    """What the hours cost, and what they would with one more core for each worker."""
+    if machine.gpu_usd_per_hour is None or machine.core_usd_per_hour is None:
+        return None, None
+    price = machine.gpu_usd_per_hour + machine.cores * machine.core_usd_per_hour
+    usd = hours.scaled(num_workers * price)
+    return usd, hours.value / gain * num_workers * (price + machine.core_usd_per_hour)
 
 
 def _gain(machine: Machine, decode_cpu_seconds_per_clip: float) -> float:

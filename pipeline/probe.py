@@ -1,61 +1,32 @@
 """A few videos of a data set, tokenised for real into a temporary place, and what that took.
 
-Shards are chosen by the hash of their names, so that the choice is the same every time and has
-nothing to do with their order. Of a tar the first videos are taken, because a tar is read from the
-front; of a folder's bucket those with the smallest hashes. They are copied into small tars, which
-an ordinary worker then tokenises, the parts of different shards in turns, until time is over.
+An ordinary worker does it, with pieces of different shards in turns, until time is over.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import itertools
-import tarfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.attempts import Finished, Wish
-from pipeline.errors import PipelineError, RunError, ShardError
+from pipeline.errors import PipelineError, RunError
 from pipeline.inline import OWNER, InlineWorkers
+from pipeline.pieces import Piece, Sampling
 from pipeline.prediction import Unit
-from pipeline.reader import ReadRules, Sample, read_shard
 from pipeline.receipts import Receipt
 from pipeline.records import SamplingMode
 from pipeline.segments import ShardTask
 from pipeline.shards import Shard, ShardKind, shard_name
 from pipeline.worker_spec import WorkerSpec
 
-MAX_SHARDS = 16
-"""Shards that are looked into."""
-PIECE_VIDEOS, PIECE_BYTES = 8, 32 << 20
-"""A piece, the unit of the sample, ends with this many videos or bytes ..."""
-PIECES_PER_SHARD = 4
-"""... and a shard gives so many at most."""
 READ_SHARE = 0.3
 """Part of the time that may go into reading."""
 SHOW_SECONDS, GRACE_SECONDS = 5.0, 30.0
 """Between two lines of progress; for what is in hand when time is over."""
 WARM_UP_CLIPS = 4
 """The first clips are not timed: they load kernels and fill caches."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """A few neighbouring videos of one shard, in a tar of their own."""
-
-    shard: Shard
-    """The shard that they come from."""
-    path: Path
-    """The small tar."""
-    covered: float
-    """Bytes of the shard's tar, or files of its bucket, that they stand for."""
-    num_videos: int
-    """Videos in the tar."""
-    defects: int
-    """Samples that cannot even be handed to a decoder; not in the tar."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,106 +47,8 @@ class Probe:
     """All of the probe."""
 
 
-@dataclass(slots=True)
-class _Sampling:
-    """Takes pieces of shards, in turns, into a folder."""
-
-    folder: Path
-    rules: ReadRules
-    options: Mapping[str, object]
-    pieces: list[Piece] = field(default_factory=list)
-    num_bytes: int = 0
-
-    def take(self, shards: Sequence[Shard], deadline: float) -> list[Piece]:
-        """Pieces of chosen shards until there are enough or the deadline is near.
-
-        Raises:
-            RunError: no shard could be read.
-        """
-        sources = {shard.name: self._pieces(shard) for shard in choose(shards)}
-        errors: list[str] = []
-        for name in itertools.cycle(tuple(sources)):
-            if not sources or (self.pieces and time.monotonic() > deadline):
-                break
-            if name not in sources:
-                continue
-            try:
-                piece = next(sources[name], None)
-            except ShardError as error:
-                errors.append(str(error))
-                piece = None
-            if piece is None:
-                del sources[name]
-            else:
-                self.pieces.append(piece)
-        if not self.pieces:
-            raise RunError(f"no video could be read: {errors[0] if errors else 'all are empty'}")
-        return self.pieces
-
-    def _pieces(self, shard: Shard) -> Iterator[Piece]:
-        if shard.kind is ShardKind.folder:
-            chosen = sorted(shard.members, key=_hash)[: PIECE_VIDEOS * PIECES_PER_SHARD]
-            shard = replace(shard, members=tuple(chosen))
-        samples = (
-            item
-            for item in read_shard(shard, rules=self.rules, options=self.options)
-            if isinstance(item, Sample)
-        )
-        for number in range(PIECES_PER_SHARD):
-            taken = list(_enough(samples))
-            if not taken:
-                return
-            path = self.folder / f"{shard.name}-{number}.tar"
-            whole = [sample for sample in taken if sample.defect is None]
-            path.write_bytes(_tar_of(whole))
-            self.num_bytes += sum(len(sample.video) for sample in whole)
-            yield Piece(
-                shard=shard,
-                path=path,
-                covered=taken[-1].end_offset - taken[0].start_offset,
-                num_videos=len(whole),
-                defects=len(taken) - len(whole),
-            )
-
-
-def choose(shards: Sequence[Shard]) -> list[Shard]:
-    """At most `MAX_SHARDS` shards, by the hashes of their names."""
-    return sorted(shards, key=lambda shard: _hash(shard.name))[:MAX_SHARDS]
-
-
-def _hash(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
-
-
-def _enough(samples: Iterator[Sample]) -> Iterator[Sample]:
-    size = 0
-    for number, sample in enumerate(samples, 1):
-        yield sample
-        size += len(sample.video)
-        if number == PIECE_VIDEOS or size >= PIECE_BYTES:
-            return
-
-
-def _tar_of(samples: Sequence[Sample]) -> bytes:
-    """The samples under new keys, so that whatever they are called is a sample again."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for number, sample in enumerate(samples):
-            for extension, content in (
-                (sample.extension, sample.video),
-                ("txt", sample.caption and sample.caption.encode()),
-                ("json", sample.metadata and sample.metadata.encode()),
-            ):
-                if not content:
-                    continue
-                info = tarfile.TarInfo(f"{number:06d}.{extension}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-    return stream.getvalue()
-
-
 def probe(
-    shards: Sequence[Shard],
+    shards: Mapping[Shard, int],
     spec: WorkerSpec,
     *,
     folder: Path,
@@ -186,7 +59,7 @@ def probe(
     """Tokenise for about so many seconds and measure.
 
     Args:
-        shards: of the data set.
+        shards: of the data set, with their sizes in bytes.
         spec: of the worker; its OUT is a temporary one.
         folder: where the pieces may lie.
         open_shards: pieces in hand at once.
@@ -197,8 +70,9 @@ def probe(
         RunError: nothing could be read or encoded.
     """
     began = time.monotonic()
-    sampling = _Sampling(folder, spec.read_rules, spec.input_options)
-    pieces = sampling.take(shards, began + READ_SHARE * seconds)
+    sizes = {shard.name: size for shard, size in shards.items()}
+    sampling = Sampling(folder, spec.read_rules, spec.input_options, sizes)
+    pieces = sampling.take(tuple(shards), began + READ_SHARE * seconds)
     show(f"read {len(pieces)} pieces of {len({piece.shard.name for piece in pieces})} shards")
     spent = time.monotonic() - began
     workers = InlineWorkers(spec, open_shards=open_shards)

@@ -108,7 +108,7 @@ def open_places(
         filesystem: of ``backends.open_filesystem``.
         path: inside the file system.
         size_bytes: its length.
-        version: its ETag or modification time, as in ``storage.Entry``.
+        version: its ETag or modification time, as in ``listing.Entry``.
         buffers: of the worker.
 
     Raises:
@@ -123,33 +123,44 @@ class _LocalFile:
     """The page cache reads ahead; every byte is copied once."""
 
     def __init__(self, shard: str, path: Path, size_bytes: int, version: str) -> None:
-        self._shard, self.size_bytes, self._version = shard, size_bytes, version
+        self._shard, self.size_bytes = shard, size_bytes
         try:
             with storage_errors(shard):
                 self._file = path.open("rb", buffering=0)
                 os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+                status = os.fstat(self._file.fileno())
         except FileNotFoundError as error:
             raise StorageError(shard, f"{path} is not there") from error
+        self._status = (status.st_size, status.st_mtime_ns)
+        found = entry_of_stat(status)
+        if (found.size_bytes, found.version) != (size_bytes, version):
+            self._file.close()
+            raise self._changed(0)
 
     def read(self, offset: int, size: int) -> bytes:
         size = max(0, min(size, self.size_bytes - offset))
-        with storage_errors(self._shard):
-            number = self._file.fileno()
+        number = self._file.fileno()
+        try:
             data = os.pread(number, size, offset)
             while 0 < len(data) < size:  # the system gives at most 2 GiB at once
                 more = os.pread(number, size - len(data), offset + len(data))
                 if not more:
                     break
                 data += more
-            now = os.fstat(number)
-        found = entry_of_stat(now)
-        if (found.size_bytes, found.version) != (self.size_bytes, self._version):
-            raise StorageError(self._shard, f"changed while it was read, at byte {offset:,}")
+            status = os.fstat(number)
+        except OSError:
+            with storage_errors(self._shard):
+                raise
+        if (status.st_size, status.st_mtime_ns) != self._status:
+            raise self._changed(offset)
         if len(data) < size:
             raise StorageError(
                 self._shard, f"{len(data):,} of {size:,} bytes came at byte {offset:,}"
             )
         return data
+
+    def _changed(self, offset: int) -> StorageError:
+        return StorageError(self._shard, f"changed while it was read, at byte {offset:,}")
 
     def close(self) -> None:
         self._file.close()

@@ -25,6 +25,11 @@ from pipeline.ranges import RangeBuffers, ReadsPlaces, open_places
 from pipeline.shards import Shard, ShardKind
 from pipeline.tar_walk import TarCut, TarWalk
 
+MAX_KEY_BYTES = 1024
+"""Of a key as UTF-8; tar allows a name of a megabyte, and receipts hold keys."""
+MAX_MEMBERS = 1000
+"""Files of one sample."""
+
 _SAMPLE_NAME = re.compile(r"^((?:.*/)?[^/.]+)\.([^/]+)$", re.DOTALL)
 
 
@@ -93,6 +98,15 @@ def split_digests(joined: bytes) -> set[bytes]:
     """Digests of keys that stand one after the other, as a set."""
     size = len(key_digest(""))
     return {joined[at : at + size] for at in range(0, len(joined), size)}
+
+
+def shown(key: str) -> str:
+    r"""A key as a log may show it: nothing in it breaks the line or drives a terminal.
+
+    >>> shown("two\nlines")
+    'two\\nlines'
+    """
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in key)
 
 
 def source_of(shard: Shard, options: Mapping[str, Any]) -> Source:
@@ -202,7 +216,12 @@ class _TarReader:
                 elif not group:
                     begin = member.offset
                 key = base
-                group[extension] = self.content(member, extension)
+                if len(group) < MAX_MEMBERS:
+                    group[extension] = self.content(member, extension)
+                else:
+                    group[""] = VideoError(
+                        "too_many_members", f"more than {MAX_MEMBERS:,} files have this key"
+                    )
         except TarCut as cut:
             yield ShardEnd(
                 offset=begin if group else cut.offset, cut=f"byte {cut.offset}: {cut.reason}"
@@ -229,11 +248,15 @@ class _TarReader:
     ) -> Sample:
         """Put the members of one key together, or say what is wrong with them."""
         printable = key.encode("utf-8", "backslashreplace").decode()
+        defect = None
+        if (size := len(printable.encode())) > MAX_KEY_BYTES:
+            defect = VideoError("name_too_long", f"{size:,} bytes, limit {MAX_KEY_BYTES:,}")
+            printable = f"{printable[:100]}-{key_digest(printable).hex()}"
         digest = key_digest(printable)  # as in receipts, and as clips will be named
-        duplicate = digest in self.seen
-        self.seen.add(digest)
-        if duplicate:
+        if digest in self.seen:
             defect = VideoError("duplicate_key", "an earlier sample of this shard has the same key")
+        self.seen.add(digest)
+        if defect is not None:
             return Sample(key=printable, start_offset=begin, end_offset=end, defect=defect)
         return assemble_sample(printable, group, self.rules, begin, end)
 
@@ -252,7 +275,7 @@ def assemble_sample(
             if isinstance(content, VideoError):
                 raise content
         if len(videos) != 1:
-            members = ", ".join(sorted(group))
+            members = ", ".join(sorted(group))[:200]
             reason = "several_videos" if videos else "no_video"
             raise VideoError(reason, f"wanted one video member, found: {members}")
         caption, metadata = _sidecars(group.get("txt"), group.get("json"), rules.caption_key)

@@ -273,15 +273,33 @@ def commit(storage: Storage, receipt: Receipt) -> Receipt:
     if storage.put_if_absent(place, receipt.to_bytes()):
         return receipt
     # Also after a lost answer: whose attempt the receipt names tells who won.
-    return Receipt.from_bytes(receipt.name, storage.read(place))
+    return read_receipt(storage, receipt.name)
+
+
+def read_receipt(storage: Storage, name: str) -> Receipt:
+    """One receipt, by its file name.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RunError: it cannot be trusted.
+    """
+    content = storage.read(f"receipts/{name}", max_bytes=MAX_RECEIPT_BYTES + 1)
+    return Receipt.from_bytes(name, content)
 
 
 def list_receipts(storage: Storage) -> list[ReceiptName]:
     """Names of all receipts, in the order of shards and chains: one request per 1,000 on S3.
 
     Raises:
-        RunError: a file there is too large for a receipt.
+        RunError: a file there is empty, or too large for a receipt.
     """
+    names = _listed(storage)
+    # A long listing is not of one moment: it may hold a receipt and lack the one before it, which
+    # was written while the first pages had been answered already.
+    return _listed(storage) if has_gaps(names) else names
+
+
+def _listed(storage: Storage) -> list[ReceiptName]:
     found = []
     for file, entry in storage.entries("receipts").items():
         name = parse_name(file)
@@ -289,6 +307,24 @@ def list_receipts(storage: Storage) -> list[ReceiptName]:
             _check_size(file, entry)
             found.append(name)
     return sorted(found)
+
+
+def has_gaps(names: Sequence[ReceiptName]) -> bool:
+    """Whether a chain among these sorted names lacks a link.
+
+    >>> has_gaps([ReceiptName("s", 0, 0), ReceiptName("s", 2, 0)])
+    True
+    """
+    before = ReceiptName("", -1, 0)
+    for name in names:
+        if name.shard != before.shard:
+            before = ReceiptName(name.shard, -1, 0)
+        is_next = name.segment == before.segment + 1
+        adds = (name.segment, name.generation) == (before.segment, before.generation + 1)
+        if not (is_next or adds):
+            return True
+        before = name
+    return False
 
 
 def read_receipts(storage: Storage, names: Sequence[ReceiptName]) -> Iterator[Receipt]:
@@ -299,7 +335,9 @@ def read_receipts(storage: Storage, names: Sequence[ReceiptName]) -> Iterator[Re
     """
     for at in range(0, len(names), _READ_AT_ONCE):
         files = [str(name) for name in names[at : at + _READ_AT_ONCE]]
-        contents: Mapping[str, bytes] = storage.read_many([f"receipts/{file}" for file in files])
+        contents = storage.read_many(
+            [f"receipts/{file}" for file in files], max_bytes=MAX_RECEIPT_BYTES + 1
+        )
         for file in files:
             content = contents.get(f"receipts/{file}")
             if content is not None:
@@ -307,8 +345,8 @@ def read_receipts(storage: Storage, names: Sequence[ReceiptName]) -> Iterator[Re
 
 
 def _check_size(file: str, entry: Entry) -> None:
-    if entry.size_bytes > MAX_RECEIPT_BYTES:
+    if not 0 < entry.size_bytes <= MAX_RECEIPT_BYTES:
         raise RunError(
-            f"receipt {file} cannot be trusted: {entry.size_bytes:,} bytes, more than "
+            f"receipt {file} cannot be trusted: {entry.size_bytes:,} bytes, a receipt has 1 to "
             f"{MAX_RECEIPT_BYTES:,}"
         )

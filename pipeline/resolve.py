@@ -327,6 +327,7 @@ def worker_spec(
             clip_frames=plan.clip_frames,
             buckets=plan.buckets,
             token_format=token_format(run, weights),
+            compiled=device == "cuda" if encoder.compiled is None else encoder.compiled,
         ),
         plan=plan,
         limits=video_limits(run),

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import hydra
@@ -17,7 +18,9 @@ from omegaconf import DictConfig
 
 from pipeline import compose, resolve
 from pipeline.attempts import Workers
+from pipeline.batch_probe import ProbeResult, probe_batch
 from pipeline.config import ChangedInputs, ClusterKind, DatasetKind, RunConfig
+from pipeline.encode import EncoderSpec
 from pipeline.errors import Interrupted, PipelineError
 from pipeline.inputs import list_folder, list_tars
 from pipeline.planning import Plan, make_plan, tally_of
@@ -204,10 +207,15 @@ def start_workers(job: _Job, num_tasks: int) -> Workers:
         return InlineWorkers(spec, open_shards=cluster.open_shards)
     # Ray takes a second to import: only for those who use it
     from pipeline.cluster import WorkerSize
-    from pipeline.driver import RayWorkers, start_ray
+    from pipeline.driver import RayWorkers, probe_on_gpu, start_ray
 
     found = start_ray(cluster.address if cluster.kind is ClusterKind.ray else None)
-    spec = prepare(job, has_gpus=found.num_gpus > 0, cores=found.cores_per_gpu())
+    spec = prepare(
+        job,
+        has_gpus=found.num_gpus > 0,
+        cores=found.cores_per_gpu(),
+        probe=lambda encoder: probe_on_gpu(encoder, cluster.gpus_per_worker),
+    )
     cpus = cluster.cpus_per_worker or found.cpus_per_worker(
         spec.encoder.threads + spec.decoders, cluster.gpus_per_worker
     )
@@ -221,8 +229,21 @@ def start_workers(job: _Job, num_tasks: int) -> Workers:
     )
 
 
-def prepare(job: _Job, *, has_gpus: bool, cores: float) -> WorkerSpec:
-    """What workers are told; ``run.json`` is written before any of them starts."""
+def prepare(
+    job: _Job,
+    *,
+    has_gpus: bool,
+    cores: float,
+    probe: Callable[[EncoderSpec], ProbeResult] = probe_batch,
+) -> WorkerSpec:
+    """What workers are told; ``run.json`` is written before any of them starts.
+
+    Args:
+        job: what all steps share.
+        has_gpus: whether workers have a GPU.
+        cores: of a node, shared by its workers.
+        probe: measures the best batch where a GPU is; asked at the start of a new OUT only.
+    """
     spec = resolve.worker_spec(
         job.run,
         job.weights,
@@ -230,6 +251,12 @@ def prepare(job: _Job, *, has_gpus: bool, cores: float) -> WorkerSpec:
         cores=cores,
         recorded_batch=job.recorded_batch,
     )
+    found: ProbeResult | None = None
+    is_chosen = job.run.encoder.batch_clips is not None or job.recorded_batch is not None
+    if spec.encoder.device == "cuda" and not is_chosen:
+        found = probe(spec.encoder)
+        print(f"batches of {found.batch_clips} clips, measured on {found.device}")
+        spec = replace(spec, encoder=replace(spec.encoder, batch_clips=found.batch_clips))
     write_run_record(
         job.storage,
         material=resolve.identity(job.run, job.weights.digest).material,
@@ -237,6 +264,7 @@ def prepare(job: _Job, *, has_gpus: bool, cores: float) -> WorkerSpec:
         random_weights=job.weights.is_random,
         batch_clips=spec.encoder.batch_clips,
         device=spec.encoder.device,
+        probe=None if found is None else found.record(),
     )
     return spec
 

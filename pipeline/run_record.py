@@ -66,6 +66,7 @@ def write_run_record(
     random_weights: bool,
     batch_clips: int,
     device: str,
+    probe: Mapping[str, Any] | None = None,
 ) -> None:
     """Create the record; whoever was faster must be of the same configuration.
 
@@ -76,6 +77,7 @@ def write_run_record(
         random_weights: tokens mean nothing.
         batch_clips: B, kept by later runs.
         device: cpu or cuda.
+        probe: what B was chosen by, where it was measured.
 
     Raises:
         FingerprintMismatch: another configuration was faster.
@@ -87,6 +89,7 @@ def write_run_record(
         "config": dict(config),
         "random_weights": random_weights,
         "batch_clips": batch_clips,
+        "probe": None if probe is None else dict(probe),
         "device": device,
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 MANIFEST_SECONDS = 600.0
 WATCH_SECONDS = 1.0
 """Between two looks at counters, leases and the tail."""
+MEASURE_SECONDS = 30.0
+"""Between two looks at how fast everybody is, and at shards that would end last."""
 WORKERS_PER_SECOND = 100.0
 """Looked at, at most, so that a large pool does not keep the driver busy."""
 EVENT_SECONDS = 0.5
@@ -82,6 +84,7 @@ class Scheduler:
         self._done: set[str] = set()
         self._ledger = Ledger()
         self._watched, self._beat, self._snapshot = clock() - WATCH_SECONDS, 0.0, clock()
+        self._measured = clock()
         self._stop_wanted, self._give_up_at = False, float("inf")
         self._driver = new_attempt()
 
@@ -265,7 +268,7 @@ class Scheduler:
         if now - self._beat >= HEARTBEAT_SECONDS:
             self._beat = now
             self._heartbeat(running=True)
-        if now - self._snapshot >= MANIFEST_SECONDS and self._ledger.num_unpublished:
+        if now - self._snapshot >= MANIFEST_SECONDS and self._ledger.is_worth_publishing:
             self._snapshot = now
             self._publish_manifest()
 
@@ -274,8 +277,12 @@ class Scheduler:
             logger.error("%s stood still for %.0f s", owner, self._rules.lease_seconds)
             self._leases.leave(owner)
             self._workers.restart(owner)
-        self._leases.measure(reports, now)
-        for lease in self._leases.to_relieve(reports, now) + self._leases.to_move(reports, now):
+        moving = self._leases.to_move(reports, now)
+        if now - self._measured >= MEASURE_SECONDS:
+            self._measured = now
+            self._leases.measure(reports, now)
+            moving += self._leases.to_relieve(reports, now)
+        for lease in moving:
             logger.info("%s goes to another worker", lease.task.shard.name)
             self._hand_back(lease)
         for lease in self._leases.to_copy(reports, now):

@@ -17,6 +17,7 @@ _BLOCK = tarfile.BLOCKSIZE
 _END_BYTES = 8 << 20
 _MAX_LONG_HEADER_BYTES = 1 << 20
 _MAX_HEADER_READS = 200
+_MAX_GLOBAL_RECORDS = 100
 
 
 class TarCut(Exception):
@@ -75,9 +76,13 @@ class TarWalk:
         try:
             archive.fileobj = _HeaderSource(self._file, offset)  # type: ignore[assignment] # it reads only
             archive.offset = offset
-            return tarfile.TarInfo.fromtarfile(archive)
+            info = tarfile.TarInfo.fromtarfile(archive)
         except (tarfile.TarError, ValueError) as error:
             raise TarCut(offset, f"not a tar header ({error})") from error
+        # these hold for the rest of the archive, and would be kept and copied for every member
+        if len(archive.pax_headers) > _MAX_GLOBAL_RECORDS:
+            raise TarCut(offset, f"more than {_MAX_GLOBAL_RECORDS:,} global header records")
+        return info
 
     def _check_nothing_follows(self, offset: int) -> None:
         """The end marker is followed by zeros only; anything else was lost or appended."""

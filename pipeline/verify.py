@@ -26,6 +26,7 @@ from pipeline.receipts import (
     list_receipts,
     new_attempt,
     quarantine_name,
+    read_receipt,
     read_receipts,
 )
 from pipeline.run_record import read_run_record
@@ -113,8 +114,7 @@ class Audit:
         """Look at one receipt and its part alone; called by several threads."""
         checked = _Checked()
         try:
-            content = self._storage.read(f"receipts/{name}")
-            checked.receipt = receipt = Receipt.from_bytes(str(name), content)
+            checked.receipt = receipt = read_receipt(self._storage, str(name))
             found = self._part_problems(receipt, checked)
             checked.problems += [f"{name}: {text}" for text in found]
         except FileNotFoundError:

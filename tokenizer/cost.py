@@ -58,7 +58,7 @@ def encode_flops(config: TokenizerConfig, num_frames: int, height: int, width: i
     >>> f"{encode_flops(get_config('fsq_4x8x8'), 17, 256, 256):.3e}"
     '5.824e+12'
     """
-    return sum(product.flops for product in _encoder(config, num_frames, height, width))
+    return sum(product.flops for product in encoder_products(config, num_frames, height, width))
 
 
 def decode_flops(config: TokenizerConfig, num_frames: int, height: int, width: int) -> int:
@@ -69,7 +69,7 @@ def decode_flops(config: TokenizerConfig, num_frames: int, height: int, width: i
     '1.487e+13'
     """
     t, h, w = config.latent_shape(num_frames, height, width)
-    return sum(product.flops for product in _decoder(config, t, h, w))
+    return sum(product.flops for product in decoder_products(config, t, h, w))
 
 
 def num_parameters(config: TokenizerConfig) -> tuple[int, int]:
@@ -80,7 +80,10 @@ def num_parameters(config: TokenizerConfig) -> tuple[int, int]:
     (69230472, 88221189)
     """
     factor = config.time_downsample_factor
-    encoder, decoder = _encoder(config, factor, 64, 64), _decoder(config, factor, 64, 64)
+    encoder, decoder = (
+        encoder_products(config, factor, 64, 64),
+        decoder_products(config, factor, 64, 64),
+    )
     return sum(part.parameters for part in encoder), sum(part.parameters for part in decoder)
 
 
@@ -98,11 +101,12 @@ def state_bytes(
     size = 2 if precision is Precision.bf16 else 4
     return size * sum(
         product.past_frames * product.in_channels * product.shape[1] * product.shape[2]
-        for product in _encoder(config, 1, height, width)
+        for product in encoder_products(config, 1, height, width)
     )
 
 
-def _encoder(config: TokenizerConfig, t: int, h: int, w: int) -> Iterator[Product]:
+def encoder_products(config: TokenizerConfig, t: int, h: int, w: int) -> Iterator[Product]:
+    """Every product of encoding a clip of t x h x w, in the order in which they run."""
     t += config.front_padding(t)
     widths = [config.ch * factor for factor in config.ch_mult]
     yield _volume(COLOURS, config.ch, (t, h, w))
@@ -122,7 +126,8 @@ def _encoder(config: TokenizerConfig, t: int, h: int, w: int) -> Iterator[Produc
     yield _volume(before, out_channels, (t, h, w), has_norm=True)
 
 
-def _decoder(config: TokenizerConfig, t: int, h: int, w: int) -> Iterator[Product]:
+def decoder_products(config: TokenizerConfig, t: int, h: int, w: int) -> Iterator[Product]:
+    """Every product of decoding latents of t x h x w, in the order in which they run."""
     widths = [config.ch * factor for factor in config.ch_mult]
     before = widths[-1]
     yield _volume(config.latent_channels, before, (t, h, w))

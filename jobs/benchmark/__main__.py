@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from importlib import import_module
 
 BENCHMARKS: dict[str, str] = {
+    "decoder": "the decoder, likewise",
+    "encoder": "the encoder against the convolution and matmul rate of the machine",
     "pipeline": "clips per second against decoding and encoding alone, and against Ray Data",
     "planning": "planning and resuming in an OUT with 100,000 receipts",
     "reader": "reading tars: GB per core-second, requests per GB, local and S3",
     "scheduler": "the driver's code against a thousand simulated GPUs, in virtual time",
+    "worker": "a whole worker without Ray: tars, decoders, encoder, parts",
 }
 """Name -> what it measures; the module has the same name."""
 

@@ -322,7 +322,7 @@ class SimulatedStorage:
     def __init__(self, cluster: SimulatedCluster) -> None:
         self._cluster = cluster
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
         """A receipt."""
         began = time.process_time()
         shard, segment, _ = name.removeprefix("receipts/").rsplit(".", 2)

@@ -98,9 +98,7 @@ def tokenise(storage: Storage, ledger: Ledger, name: str) -> None:
 
 def amend(storage: Storage, ledger: Ledger, task: ShardTask) -> None:
     """Two retries of a shard at once; in shard b the second to begin is the first to commit."""
-    first, second = (
-        AmendmentWriter(task, committer(storage, task.shard), storage) for _ in range(2)
-    )
+    first, second = (AmendmentWriter(task, committer(storage, task), storage) for _ in range(2))
     writers = (first, second) if task.shard.name == "a" else (second, first)
     for writer in writers:
         if writer.wants(video(1).sample):

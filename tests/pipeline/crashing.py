@@ -141,9 +141,9 @@ def crash_at_every_step(scenario: Any, out: str, *, every: int = 1) -> Iterator[
         scenario: a module with ``command(out)``, ``receipts(out)``, ``problem(out, kept)`` and
             ``remove(out)``.
         out: where to; each step has an OUT of its own below it.
-        every: look at every N-th step only.
+        every: look at every N-th step only, the N-th first.
     """
-    number = 1
+    number = every
     while True:
         place = f"{out}/{number:04d}"
 

@@ -34,7 +34,7 @@ from tests.pipeline.media import read_number
 MATERIAL = {"tokenizer": {"name": "fake"}, "packing": "u16+u2"}
 SOURCE = Source(size_bytes=1000, version="v1")
 SHAPE = (1, 2, 3)
-RULES = CommitRules(max_clips=1000, max_seconds=1e6, row_group_rows=2, max_quarantine_bytes=1 << 20)
+RULES = CommitRules(max_clips=1000, max_seconds=1e6, row_group_rows=2, max_quarantine_bytes=1 << 24)
 
 
 def token_format(packing: str = "u16+u2", **changes: Any) -> TokenFormat:
@@ -147,7 +147,7 @@ def segment_writer(
     source: Source = SOURCE,
     max_clips: int = 1000,
     max_seconds: float = 1e6,
-    max_quarantine_bytes: int = 1 << 20,
+    max_quarantine_bytes: int = 1 << 24,
 ) -> SegmentWriter:
     """One attempt at a shard."""
     rules = replace(

@@ -39,7 +39,7 @@ def amender(storage: Storage) -> AmendmentWriter:
     task = task_of(shard(), Ledger.open(storage).state("s"), Retry.quarantined)
     assert task is not None
     assert task.amends
-    return AmendmentWriter(task, committer(storage, shard()), storage)
+    return AmendmentWriter(task, committer(storage, task), storage)
 
 
 def amend(writer: AmendmentWriter, saved: Iterable[int]) -> list[Receipt]:

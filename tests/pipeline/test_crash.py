@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.pipeline import crash_run
 from tests.pipeline.crashing import Outcome
 
 RANDOM_ID = re.compile(r"[0-9a-f]{32,}")
@@ -57,12 +58,37 @@ def folder() -> Iterator[str]:
         yield path
 
 
+@pytest.mark.timeout(600)
 def test_a_process_killed_at_steps_of_the_protocol_loses_nothing(folder: str) -> None:
-    assert_nothing_is_lost(crash(folder, "crash_segments", every=37), at_least=8)
+    assert_nothing_is_lost(crash(folder, "crash_segments", every=61), at_least=5)
 
 
+@pytest.mark.timeout(600)
 def test_a_process_killed_at_steps_of_the_protocol_on_s3_loses_nothing(bucket: str) -> None:
-    assert_nothing_is_lost(crash(f"s3://{bucket}", "crash_one_shard", every=19), at_least=3)
+    assert_nothing_is_lost(crash(f"s3://{bucket}", "crash_one_shard", every=45), at_least=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_a_whole_run_killed_at_steps_of_its_own_loses_nothing(
+    place: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash_run.write_input(tmp_path / "in.tar")
+    monkeypatch.setenv("CRASH_INPUT", str(tmp_path / "in.tar"))
+    out = str(tmp_path / "out")
+    if place == "s3":
+        out = f"s3://{request.getfixturevalue('bucket')}"
+    assert_nothing_is_lost(crash(out, "crash_run", every=23), at_least=5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_process_killed_while_pieces_of_objects_go_to_s3_loses_nothing(bucket: str) -> None:
+    outcomes = crash(f"s3://{bucket}", "crash_multipart", every=3)
+    steps = {outcome.step.split(" ")[1] for outcome in outcomes if "?uploads" in outcome.step}
+    assert steps == {"POST", "PUT"}, "begun, sent in pieces, and completed"
+    assert_nothing_is_lost(outcomes, at_least=30)
 
 
 @pytest.mark.slow

@@ -181,7 +181,6 @@ def test_child_that_decodes_for_ever_is_stopped_by_its_cpu_time():
     with pool_of(no_progress_seconds=0.5, cpu_seconds=0.0) as pool:
         events = run(pool, "burn", "clips=1")
     assert of(events, 0)[-1].reason == "too_much_work"
-    assert "1 s of CPU time" in of(events, 0)[-1].message
     assert kinds(of(events, 1)) == ["ClipDecoded", "VideoDecoded"]
 
 

@@ -145,7 +145,9 @@ def reads(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What of receipts is read from now on."""
     names: list[str] = []
     read_many = storage.read_many
-    monkeypatch.setattr(storage, "read_many", lambda files: names.extend(files) or read_many(files))
+    monkeypatch.setattr(
+        storage, "read_many", lambda files, **more: names.extend(files) or read_many(files, **more)
+    )
     return names
 
 
@@ -245,6 +247,16 @@ def test_a_manifest_is_published_once_for_the_same_receipts(
     monkeypatch.undo()
     opened.add(three()[2:])
     assert opened.publish(storage) != digest
+
+
+def test_a_manifest_is_worth_it_for_a_tenth_more(storage: Storage) -> None:
+    ledger = ledger_of(*(receipt(n, n, n + 1) for n in range(20)))
+    assert ledger.is_worth_publishing
+    ledger.publish(storage)
+    ledger.add([receipt(20, 20, 21), receipt(21, 21, 22)])
+    assert not ledger.is_worth_publishing
+    ledger.add([receipt(22, 22, 23)])
+    assert ledger.is_worth_publishing
 
 
 def test_many_new_receipts_are_folded_into_columns(

@@ -6,10 +6,11 @@ import subprocess
 import sys
 import time
 
+import boto3
 import pytest
 import torch
 
-from pipeline import plan, probe
+from pipeline import pieces, plan
 from pipeline.shards import Shard, ShardKind
 from tests.pipeline import runs
 
@@ -57,9 +58,9 @@ def test_demo_is_predicted_within_a_quarter(predicted, tmp_path):
 
 
 def test_part_of_a_data_set_stands_for_all_of_it(predicted, tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "MAX_SHARDS", 4)
-    monkeypatch.setattr(probe, "PIECES_PER_SHARD", 1)
-    monkeypatch.setattr(probe, "PIECE_VIDEOS", 2)
+    monkeypatch.setattr(pieces, "MAX_SHARDS", 4)
+    monkeypatch.setattr(pieces, "PIECES_PER_SHARD", 1)
+    monkeypatch.setattr(pieces, "PIECE_VIDEOS", 2)
     shards = runs.write_shards(tmp_path / "in", num_shards=8, num_videos=4)
     arguments = ("+dataset=tars", f"dataset.shards={shards}", f"output.root={tmp_path / 'out'}")
     facts, _ = predicted(*arguments, "--probe-seconds", "60")
@@ -83,7 +84,7 @@ def test_folder_is_covered_by_files(predicted, tmp_path):
 
 @pytest.mark.slow
 def test_time_that_is_over_ends_the_probe_with_what_is_there(predicted, tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "PIECE_VIDEOS", 40)
+    monkeypatch.setattr(pieces, "PIECE_VIDEOS", 40)
     shards = runs.write_shards(tmp_path / "in", num_shards=1, num_videos=40)
     began = time.monotonic()
     arguments = ("+dataset=tars", f"dataset.shards={shards}", f"output.root={tmp_path / 'out'}")
@@ -155,7 +156,24 @@ def test_data_set_without_a_clip_says_so_in_one_line(tmp_path, capsys):
 
 def test_shards_are_chosen_by_their_names_alone():
     shards = [Shard(name=f"s{n}", url="", kind=ShardKind.tar) for n in range(100)]
-    chosen = probe.choose(shards)
-    assert len(chosen) == probe.MAX_SHARDS
-    assert probe.choose(shards[::-1]) == chosen
+    chosen = pieces.choose(shards)
+    assert len(chosen) == pieces.MAX_SHARDS
+    assert pieces.choose(shards[::-1]) == chosen
     assert [shard.name for shard in chosen] != sorted(shard.name for shard in chosen)
+
+
+def test_shards_in_a_bucket(predicted, bucket, tmp_path):
+    runs.write_shards(tmp_path, num_shards=2, num_videos=2)
+    client = boto3.client("s3")
+    for name in ("00000.tar", "00001.tar"):
+        client.upload_file(str(tmp_path / name), bucket, name)
+    facts, _ = predicted(
+        "+dataset=tars",
+        f"dataset.shards=s3://{bucket}/{{00000..00001}}.tar",
+        f"output.root=s3://{bucket}/out",
+        "--probe-seconds",
+        "60",
+    )
+    assert facts["prediction"]["clips"]["value"] == pytest.approx(8)
+    names = {entry["Key"] for entry in client.list_objects_v2(Bucket=bucket)["Contents"]}
+    assert names == {"00000.tar", "00001.tar"}

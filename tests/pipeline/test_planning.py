@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError, FingerprintMismatch, RunError
 from pipeline.ledger import Ledger
 from pipeline.planning import Plan, make_plan, tally_of
 from pipeline.reader import source_of
+from pipeline.records import Retry
 from pipeline.run_record import check_fingerprint, read_run_record, write_run_record
 from pipeline.segments import ShardTask
 from pipeline.shards import Shard
@@ -126,6 +127,78 @@ def test_a_changed_source_is_done_anew_when_asked(storage: Storage, shards: list
     ]
     assert set(Ledger.open(storage).states) == {shards[1].name}
     assert storage.entries("manifests") == {}
+
+
+def quarantine(storage: Storage, shard: Shard, *reasons: str, final: bool) -> None:
+    writer = segment_writer(
+        storage, task=ShardTask(shard=shard, source=None), source=source_of(shard, {})
+    )
+    for number, reason in enumerate(reasons):
+        writer.add(video(number, failure=reason))
+    writer.add(video(len(reasons)))
+    writer.finish(100, None) if final else writer.commit_due()
+
+
+def test_quarantined_videos_are_tried_again_when_asked(
+    storage: Storage, shards: list[Shard]
+) -> None:
+    quarantine(storage, shards[0], "memory", "duplicate_key", final=True)
+    quarantine(storage, shards[1], "memory", "crash", final=False)
+    quarantine(storage, shards[2], "duplicate_key", final=True)
+    assert [task.shard for task in plan(shards, storage).tasks] == [shards[1]]
+    found = plan(shards, storage, retry=Retry.quarantined)
+    assert [(task.shard, task.amends, task.goes_on) for task in found.tasks] == [
+        (shards[0], True, False),
+        (shards[1], True, True),
+    ]
+    tally = tally_of(found)
+    assert tally.done_shards == 1, "a shard that is tried again is not done yet"
+    assert (tally.before["videos"], tally.before["quarantined"]) == (8 - 3, 5 - 3)
+
+
+def test_videos_of_a_changed_source_are_not_tried_again(
+    storage: Storage, shards: list[Shard]
+) -> None:
+    quarantine(storage, shards[0], "memory", final=True)
+    change(shards[0])
+    found = plan(shards[:1], storage, retry=Retry.quarantined)
+    assert (found.tasks, found.changed) == ([], [shards[0].name])
+
+
+def cut(storage: Storage, shard: Shard) -> None:
+    writer = segment_writer(
+        storage, task=ShardTask(shard=shard, source=None), source=source_of(shard, {})
+    )
+    writer.add(video(0))
+    writer.finish(10, "byte 10: cut")
+
+
+def test_a_cut_shard_goes_on_from_the_cut_when_asked(storage: Storage, shards: list[Shard]) -> None:
+    cut(storage, shards[0])
+    change(shards[0])
+    assert plan(shards[:1], storage).changed == [shards[0].name]
+    found = plan(shards[:1], storage, retry=Retry.incomplete)
+    assert found.changed == []
+    (task,) = found.tasks
+    assert task.continues_cut
+    assert (task.source, task.start_offset, task.next_segment, task.generation) == (None, 10, 1, 1)
+    assert len(task.seen) == 8
+    assert tally_of(found).done_shards == 0
+
+
+def test_a_retry_of_cut_shards_that_was_killed_is_continued_without_asking(
+    storage: Storage, shards: list[Shard]
+) -> None:
+    cut(storage, shards[0])
+    change(shards[0])
+    (task,) = plan(shards[:1], storage, retry=Retry.incomplete).tasks
+    writer = segment_writer(storage, task=task, source=source_of(shards[0], {}))
+    writer.add(video(1))
+    writer.commit_due()
+    (task,) = plan(shards[:1], storage).tasks
+    assert (task.start_offset, task.next_segment, task.generation) == (20, 2, 1)
+    assert task.source == source_of(shards[0], {})
+    assert not task.continues_cut
 
 
 def record(storage: Storage, material: dict[str, Any] = MATERIAL) -> None:

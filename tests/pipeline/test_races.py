@@ -80,7 +80,7 @@ def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_processes_that_cut_elsewhere_commit_every_clip_once(out: str) -> None:
-    with processes(out, ("2",), ("3",), ("5",)) as racers:
+    with processes(out, ("2",), ("5",)) as racers:
         for racer in racers:
             begin(racer)
         for racer in racers:
@@ -88,15 +88,14 @@ def test_processes_that_cut_elsewhere_commit_every_clip_once(out: str) -> None:
     assert_right(Storage(out))
 
 
-@pytest.mark.parametrize("segment", [1, 2])
-def test_an_attempt_that_was_suspended_finds_its_shards_done(tmp_path: Path, segment: int) -> None:
+def test_an_attempt_that_was_suspended_finds_its_shards_done(tmp_path: Path) -> None:
     out = make_out(tmp_path / "out", shards=0).root
-    with processes(out, ("5", "--stop-before", str(segment))) as (zombie,):
+    with processes(out, ("5", "--stop-before", "2")) as (zombie,):
         begin(zombie)
         deadline = time.monotonic() + 60
         while state_of(zombie) != "T" and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert len(Storage(out).entries("parts")) == segment, "its part is there, not its receipt"
+        assert len(Storage(out).entries("parts")) == 2, "its part is there, not its receipt"
         racing.tokenise_all(out, 2)
         before = {one.name: one for one in all_receipts(Storage(out))}
         os.kill(zombie.pid, signal.SIGCONT)

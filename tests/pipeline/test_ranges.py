@@ -15,6 +15,7 @@ import boto3
 import pytest
 
 from jobs.drill.proxy import Fault, FaultProxy
+from pipeline import backends
 from pipeline.backends import open_filesystem
 from pipeline.errors import StorageError
 from pipeline.ranges import RangeBuffers, ReadsPlaces, open_places
@@ -187,7 +188,10 @@ def test_ranges_that_always_fail_are_a_storage_error_at_their_place(
     assert proxy.faults[Fault.cut] == 4
 
 
-def test_many_faults_at_once_do_not_mix_up_bytes(proxy: FaultProxy, bucket: str) -> None:
+def test_many_faults_at_once_do_not_mix_up_bytes(
+    proxy: FaultProxy, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "RETRY_SECONDS", (0.01,) * 12)
     rates = {Fault.cut: 0.1, Fault.slow_down: 0.1, Fault.drop: 0.1, Fault.delay: 0.1}
     proxy.set_rates(rates)
     buffers, results = RangeBuffers(4 * RANGE, RANGE), []

@@ -15,12 +15,13 @@ from pipeline.receipts import (
     Receipt,
     ReceiptName,
     commit,
+    has_gaps,
     list_receipts,
     parse_name,
     part_name,
     receipt_name,
 )
-from pipeline.storage import Storage
+from pipeline.storage import Entry, Storage
 from tests.pipeline.receipts import all_receipts, receipt
 
 
@@ -68,7 +69,7 @@ def test_other_files_are_no_receipts(name: str) -> None:
 def test_receipts_are_listed_in_the_order_of_their_chains(storage: Storage) -> None:
     names = [("s", 9, 0), ("s", 9, 1), ("s", 9, 11), ("s", 100_000, 0), ("s-t", 0, 0)]
     for name in reversed(names):
-        storage.put(f"receipts/{receipt_name(*name)}", b"")
+        storage.put(f"receipts/{receipt_name(*name)}", b"x")
     storage.put("receipts/README.txt", b"no receipt")
     assert list_receipts(storage) == [ReceiptName(*name) for name in names]
 
@@ -107,6 +108,40 @@ def test_a_receipt_under_anothers_name_is_refused() -> None:
 def test_a_receipt_of_another_version_is_refused() -> None:
     with pytest.raises(RunError, match="format version 9, this code reads 1"):
         Receipt.from_bytes("s.00000.json", receipt(format_version=9).to_bytes())
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([], False),
+        ([("s", 0, 0), ("s", 1, 0), ("t", 0, 0)], False),
+        ([("s", 0, 0), ("s", 0, 1), ("s", 0, 2), ("s", 1, 0)], False),
+        ([("s", 0, 0), ("s", 1, 1), ("s", 1, 2)], False),
+        ([("s", 1, 0)], True),
+        ([("s", 0, 0), ("t", 1, 0)], True),
+        ([("s", 0, 0), ("s", 0, 2)], True),
+    ],
+)
+def test_gaps_are_seen_in_names_alone(names: list[tuple[str, int, int]], expected: bool) -> None:
+    assert has_gaps([ReceiptName(*name) for name in names]) is expected
+
+
+def test_a_listing_that_lacks_a_receipt_written_meanwhile_is_made_again(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for segment in range(3):
+        commit(storage, receipt(segment, 10 * segment, 10 * segment + 10))
+    entries, calls = storage.entries, []
+
+    def listing(folder: str) -> dict[str, Entry]:
+        calls.append(folder)
+        found = entries(folder)
+        if len(calls) == 1:
+            del found["s.00001.json"]
+        return found
+
+    monkeypatch.setattr(storage, "entries", listing)
+    assert [name.segment for name in list_receipts(storage)] == [0, 1, 2]
 
 
 HOSTILE = {
@@ -158,6 +193,8 @@ def test_a_giant_receipt_is_refused_before_it_is_read(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage.put("receipts/s.00000.json", b"")
+    with pytest.raises(RunError, match=r"s\.00000\.json cannot be trusted: 0 bytes"):
+        all_receipts(storage)
     with open(storage.path("receipts/s.00000.json"), "r+b") as file:  # noqa: PTH123
         file.truncate(MAX_RECEIPT_BYTES + 1)  # sparse
     monkeypatch.setattr(storage, "read_many", None)

@@ -102,6 +102,7 @@ def test_what_lay_behind_a_cut_is_added_when_the_tar_is_whole(
     assert "changed" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_tar_that_only_lacked_its_end_is_complete_without_another_row(tmp_path: Path) -> None:
     (tmp_path / "in.tar").write_bytes(TAR[: TAR.rindex(VIDEOS[-1]) + len(VIDEOS[-1])])
     out = tmp_path / "out"

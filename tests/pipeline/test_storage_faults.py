@@ -45,7 +45,11 @@ def test_storage_that_ignores_conditions_is_refused_at_the_start(
 
 
 @pytest.mark.parametrize(
-    "fault", [Fault.slow_down, Fault.internal_error, Fault.drop, Fault.cut, Fault.stall]
+    "fault",
+    [
+        *(Fault.slow_down, Fault.internal_error, Fault.drop, Fault.cut),
+        pytest.param(Fault.stall, marks=pytest.mark.slow),
+    ],
 )
 def test_every_call_is_made_again_when_it_fails_once(
     bucket: str, proxy: FaultProxy, fault: Fault

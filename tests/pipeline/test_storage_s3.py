@@ -79,6 +79,14 @@ def test_read_many_leaves_missing_ones_out(s3: Storage) -> None:
     s3.put("a[1]", b"1")
     s3.put("b", b"2")
     assert s3.read_many(["a[1]", "gone", "b"]) == {"a[1]": b"1", "b": b"2"}
+    assert s3.read_many(["a[1]", "gone", "b"], max_bytes=9) == {"a[1]": b"1", "b": b"2"}
+
+
+def test_no_more_is_read_than_asked_for(s3: Storage) -> None:
+    s3.put("a", b"12345")
+    assert [s3.read("a", max_bytes=size) for size in (3, 5, 9)] == [b"123", b"12345", b"12345"]
+    with pytest.raises(FileNotFoundError):
+        s3.read("gone", max_bytes=9)
 
 
 def test_reading_what_is_not_there_is_file_not_found(s3: Storage) -> None:

@@ -143,8 +143,8 @@ def test_a_busy_neighbour_does_not_keep_a_shard_from_committing(tmp_path: Path, 
 
     def busy() -> None:  # notifies as an encoder with many small batches would
         while not stop.wait(0.001):
-            with worker._changed:
-                worker._changed.notify_all()
+            with worker._flow.changed:
+                worker._flow.changed.notify_all()
 
     thread = threading.Thread(target=busy)
     thread.start()

@@ -102,7 +102,7 @@ def operations_of_equal_frames(config: TokenizerConfig, *shape: int) -> int:
     if config.version is not Version.v1_1:
         return 0
     num_frames = shape[0] + config.front_padding(shape[0])
-    before = itertools.takewhile(lambda p: not p.has_blend, cost._encoder(config, *shape))
+    before = itertools.takewhile(lambda p: not p.has_blend, cost.encoder_products(config, *shape))
     return sum(p.flops for p in before) * config.front_padding(shape[0]) // num_frames
 
 

@@ -7,11 +7,19 @@ import enum
 from collections.abc import Callable
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenizer.config import NormKind
-from tokenizer.layers.conv import FrameConv, TimePadding, time_conv, volume_conv
+from tokenizer.layers.conv import (
+    CausalConv,
+    FrameConv,
+    TimeConv,
+    TimePadding,
+    time_conv,
+    volume_conv,
+)
 from tokenizer.layers.stream import Stream
 from tokenizer.layers.tiles import FRAMES, ROWS, by_tiles, is_tiled
 
@@ -86,6 +94,22 @@ def norm_silu(norm: nn.Module, x_BTHWC: Tensor) -> Tensor:
     return h_BTHWC.to(x_BTHWC.dtype)
 
 
+def norm_silu_with_room(norm: nn.Module, x_1THWC: Tensor, front: int, back: int) -> Tensor:
+    """The same of one tile, with frames before and behind that are still to be written.
+
+    The last pass over the values puts them where a convolution in time wants them.
+    """
+    h_1THWC: Tensor = norm(x_1THWC)
+    T = h_1THWC.shape[1]
+    room_1THWC = x_1THWC.new_empty(1, front + T + back, *h_1THWC.shape[2:])
+    inner_1THWC = room_1THWC[:, front : front + T]
+    if inner_1THWC.dtype == h_1THWC.dtype:
+        torch.ops.aten.silu.out(h_1THWC, out=inner_1THWC)
+    else:
+        inner_1THWC.copy_(F.silu(h_1THWC, inplace=True))
+    return room_1THWC
+
+
 class ResBlock(nn.Module):
     """``shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))))))``, for any kind of convolution.
 
@@ -119,10 +143,12 @@ class ResBlock(nn.Module):
         In tiles, that is on a CPU without gradients, the input is overwritten.
         """
         if self.tile_axis is None or not is_tiled(self, x_BTHWC):
-            return self._step(x_BTHWC, stream)
+            h_BTHWC: Tensor = self.conv1(norm_silu(self.norm1, x_BTHWC), stream)
+            h_BTHWC = self.conv2(norm_silu(self.norm2, h_BTHWC), stream)
+            return h_BTHWC.add_(self._shortcut(x_BTHWC))
         looks_back = 2 if self.tile_axis == ROWS else 0
         return by_tiles(
-            self._step,
+            self._tile,
             x_BTHWC,
             stream,
             axis=self.tile_axis,
@@ -130,12 +156,20 @@ class ResBlock(nn.Module):
             looks_back=looks_back,
         )
 
-    def _step(self, x_BTHWC: Tensor, stream: Stream) -> Tensor:
-        h_BTHWC: Tensor = self.conv1(norm_silu(self.norm1, x_BTHWC), stream)
-        h_BTHWC = self.conv2(norm_silu(self.norm2, h_BTHWC), stream)
-        if self.nin_shortcut is not None:
-            x_BTHWC = self.nin_shortcut(x_BTHWC)
-        return h_BTHWC.add_(x_BTHWC)
+    def _shortcut(self, x_BTHWC: Tensor) -> Tensor:
+        return x_BTHWC if self.nin_shortcut is None else cast(Tensor, self.nin_shortcut(x_BTHWC))
+
+    def _tile(self, x_1THWC: Tensor, stream: Stream, out_1THWC: Tensor) -> None:
+        h_1THWC = x_1THWC
+        for norm, module in ((self.norm1, self.conv1), (self.norm2, self.conv2)):
+            conv = module.conv if isinstance(module, CausalConv) else module
+            if isinstance(conv, TimeConv):
+                h_1THWC = norm_silu_with_room(norm, h_1THWC, *conv.sides)
+                conv.time_padding.fill(h_1THWC, *conv.sides, stream)
+                h_1THWC = conv.convolve(h_1THWC)
+            else:
+                h_1THWC = conv(norm_silu(norm, h_1THWC), stream)
+        torch.add(h_1THWC, self._shortcut(x_1THWC), out=out_1THWC)
 
 
 def frame_block(in_channels: int, out_channels: int, norm: NormKind) -> ResBlock:

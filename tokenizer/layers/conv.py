@@ -44,17 +44,37 @@ class TimePadding(enum.Enum):
         if front == 0 and back == 0:
             return x_BTHWC
         stream = Stream() if stream is None else stream
-        past_BTHWC = stream.recall() if self.is_causal else None
+        past_BTHWC = self._past(x_BTHWC[:, :1], front, stream)
         if past_BTHWC is not None:
             x_BTHWC = stream.put_before(past_BTHWC, x_BTHWC)
-        elif self is TimePadding.causal_replicate:
-            x_BTHWC = stream.put_before(x_BTHWC[:, :1].expand(-1, front, -1, -1, -1), x_BTHWC)
         else:
             x_BTHWC = F.pad(x_BTHWC, (0, 0, 0, 0, 0, 0, front, back))
+        self._leave(x_BTHWC, front, stream)
+        return x_BTHWC
+
+    def fill(self, x_BTHWC: Tensor, front: int, back: int, stream: Stream) -> None:
+        """The same where there is room for these frames already: only they are written."""
+        if front == 0 and back == 0:
+            return
+        past_BTHWC = self._past(x_BTHWC[:, front : front + 1], front, stream)
+        if past_BTHWC is not None:
+            x_BTHWC[:, :front] = past_BTHWC
+        else:
+            x_BTHWC[:, :front] = 0
+            x_BTHWC[:, x_BTHWC.shape[1] - back :] = 0
+        self._leave(x_BTHWC, front, stream)
+
+    def _past(self, first_BTHWC: Tensor, front: int, stream: Stream) -> Tensor | None:
+        """What is before the first frame; None for zeros."""
+        past_BTHWC = stream.recall() if self.is_causal else None
+        if past_BTHWC is None and self is TimePadding.causal_replicate:
+            past_BTHWC = first_BTHWC.expand(-1, front, -1, -1, -1)
+        return past_BTHWC
+
+    def _leave(self, x_BTHWC: Tensor, front: int, stream: Stream) -> None:
         if self.is_causal:
             end = x_BTHWC.shape[1] - stream.surplus_frames
             stream.leave(x_BTHWC[:, end - front : end])
-        return x_BTHWC
 
 
 class FrameConv(nn.Conv2d):
@@ -86,16 +106,20 @@ class TimeConv(nn.Conv1d):
         super().__init__(channels, channels, 3)
         self.time_padding = padding
         self.sides = padding.sides(kernel=3, stride=1)
+        """Frames that it sees before and after those that it gives."""
         self._packed = PackedWeights(as_columns)
 
     def forward(self, x_BTHWC: Tensor, stream: Stream | None = None) -> Tensor:
         """``[B, T, H, W, C]`` -> the same shape."""
+        return self.convolve(self.time_padding.pad(x_BTHWC, *self.sides, stream))
+
+    def convolve(self, x_BTHWC: Tensor) -> Tensor:
+        """The same of frames that are padded already."""
         B, T, H, W, C = x_BTHWC.shape
-        x_BTHWC = self.time_padding.pad(x_BTHWC, *self.sides, stream)
         weight, bias = self._packed.of(self, x_BTHWC.dtype)
         # As a (3, 1) convolution of a picture with T rows and H * W columns: no transposed copy.
-        y_BCTP = F.conv2d(x_BTHWC.reshape(B, -1, H * W, C).permute(0, 3, 1, 2), weight, bias)
-        return y_BCTP.permute(0, 2, 3, 1).reshape(B, T, H, W, C)
+        y_BCTP = F.conv2d(x_BTHWC.reshape(B, T, H * W, C).permute(0, 3, 1, 2), weight, bias)
+        return y_BCTP.permute(0, 2, 3, 1).reshape(B, -1, H, W, C)
 
 
 class VolumeConv(nn.Conv3d):

@@ -216,7 +216,7 @@ def frame_phases(weight_OCHW: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 
 def causal_time_phases(weight_OCTHW: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """A causal 3x3x3 convolution of frames that are all doubled, as 2x3x3 of the frames."""
-    first, second, third = weight_OCTHW.split(1, dim=2)
+    first, second, third = torch.split(weight_OCTHW, 1, dim=2)
     even = torch.cat([first + second, third], dim=2)
     odd = torch.cat([first, second + third], dim=2)
     return torch.cat([even, odd]), bias.repeat(2)
@@ -229,7 +229,7 @@ def symmetric_time_phases(weight_OCTHW: Tensor, bias: Tensor) -> tuple[Tensor, T
 
 def _phase_taps(weight: Tensor, dim: int) -> list[Tensor]:
     """Two taps for even and two for odd places, of three taps around a place."""
-    first, second, third = weight.split(1, dim)
+    first, second, third = torch.split(weight, 1, dim)
     return [
         torch.cat([first, second + third], dim),  # before | here, twice
         torch.cat([first + second, third], dim),  # here, twice | behind

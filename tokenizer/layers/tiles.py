@@ -22,13 +22,16 @@ TILE_BYTES = 8 * 2**20
 FRAMES, ROWS = 1, 2
 """Axes along which a block may be cut: it looks at no other frame, or at no other row."""
 
-Step = Callable[[Tensor, Stream], Tensor]
-"""From ``[B, T, H, W, C]`` to the same with other channels."""
+Step = Callable[[Tensor, Stream, Tensor], None]
+"""From a tile ``[1, T, H, W, C]`` to its result, which is written to the third argument."""
 
 
 def is_tiled(module: nn.Module, x_BTHWC: Tensor) -> bool:
-    """Whether the layers of a module run tile by tile: on a CPU, unless gradients are recorded."""
-    if x_BTHWC.device.type != "cpu":
+    """Whether the layers of a module run tile by tile: on a CPU, unless gradients are recorded.
+
+    Compiled code fuses by itself and is written for whole tensors.
+    """
+    if x_BTHWC.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     records = x_BTHWC.requires_grad or any(p.requires_grad for p in module.parameters())
     return not (torch.is_grad_enabled() and records)
@@ -37,7 +40,7 @@ def is_tiled(module: nn.Module, x_BTHWC: Tensor) -> bool:
 def by_tiles(
     step: Step, x_BTHWC: Tensor, stream: Stream, *, axis: int, channels: int, looks_back: int = 0
 ) -> Tensor:
-    """``step`` of a whole tensor, tile by tile, into memory that takes the place of the input.
+    """``step`` of a whole tensor, into memory that takes the place of the input.
 
     Tiles of a clip do not depend on the batch around it, so neither does the rounding of its
     result.
@@ -55,7 +58,7 @@ def by_tiles(
     cut = list(places(x_BTHWC, axis, growth=max(1, channels // x_BTHWC.shape[-1])))
     streams = stream.split(cut, looks_back)
     for place, part in zip(cut, streams, strict=True):
-        y_BTHWC[place] = step(x_BTHWC[place], part)
+        step(x_BTHWC[place], part, y_BTHWC[place])
     stream.join(cut, streams, x_BTHWC.shape)
     return y_BTHWC
 
