@@ -211,7 +211,8 @@ class ClipEncoder:
         return list(zip(self._checked(tokens[:num_streams]), after[:num_streams], strict=True))
 
     def _encode_chunk(self, frames: Frames, before: Any) -> tuple[Tokens, list[Any]]:
-        encoded, after = self._model.encode_chunk_uint8(self._torch.from_numpy(frames), before)
+        with self._torch.compiler.set_stance("force_eager"):  # compiled for whole clips only
+            encoded, after = self._model.encode_chunk_uint8(self._torch.from_numpy(frames), before)
         return self._stored(encoded).cpu().numpy(), after.split()
 
     def _stored(self, encoded: Encoded) -> Tensor:
@@ -252,9 +253,11 @@ class ClipEncoder:
 def share_compiled_code() -> None:
     """Let all workers of a machine, and later runs, use what one of them compiled.
 
-    ``TORCHINDUCTOR_CACHE_DIR`` says where; by default below the user's cache folder.
+    ``TORCHINDUCTOR_CACHE_DIR`` says where; by default below the user's cache folder. Kernels are
+    chosen by rule, not by timing them (torch 2.9 and newer): another choice rounds differently.
     """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = root / "vidtok-pipeline" / "compiled"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
+    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
