@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from pipeline.cuda_graph import GraphedEncoder
     from tokenizer import Encoded
+
+logger = logging.getLogger(__name__)
 
 Frames = npt.NDArray[np.uint8]
 """``[B, T, H, W, 3]``, RGB."""
@@ -120,6 +123,7 @@ class ClipEncoder:
             self._compile()
         self.start_seconds = time.perf_counter() - began
         """From nothing to a model that is ready; the first batch of a shape adds its recording."""
+        logger.info("encoder ready in %.1f s, compiled=%s", self.start_seconds, spec.compiled)
 
     def _compile(self) -> None:
         """Have torch write the encoder's kernels; a small clip first packs the weights."""
@@ -182,7 +186,9 @@ class ClipEncoder:
 
                 began = time.perf_counter()
                 self._graphs[shape] = GraphedEncoder(self._to_tokens, shape)
-                self.start_seconds += time.perf_counter() - began
+                seconds = time.perf_counter() - began
+                self.start_seconds += seconds
+                logger.info("batch shape %s compiled and recorded in %.1f s", shape, seconds)
             return self._graphs[shape]
 
     def _encode_here(self, frames: Frames) -> Tokens:
@@ -211,7 +217,11 @@ class ClipEncoder:
         return list(zip(self._checked(tokens[:num_streams]), after[:num_streams], strict=True))
 
     def _encode_chunk(self, frames: Frames, before: Any) -> tuple[Tokens, list[Any]]:
-        with self._torch.compiler.set_stance("force_eager"):  # compiled for whole clips only
+        # what is compiled is compiled for whole clips
+        eager = (
+            self._torch.compiler.set_stance("force_eager") if self._spec.compiled else nullcontext()
+        )
+        with eager:
             encoded, after = self._model.encode_chunk_uint8(self._torch.from_numpy(frames), before)
         return self._stored(encoded).cpu().numpy(), after.split()
 
