@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from pipeline.cuda_graph import GraphedEncoder
     from tokenizer import Encoded
+
+logger = logging.getLogger(__name__)
 
 Frames = npt.NDArray[np.uint8]
 """``[B, T, H, W, 3]``, RGB."""
@@ -130,6 +132,9 @@ class ClipEncoder:
             self._compile()
         self.start_seconds = time.perf_counter() - began
         """From nothing to a model that is ready; the first batch of a shape adds its recording."""
+        logger.info(
+            "encoder ready in %.1f s, compiled=%s", self.start_seconds, self.numerics["compiled"]
+        )
 
     def _compile(self) -> None:
         """Have torch write the encoder's kernels; a small clip first packs the weights.
@@ -207,7 +212,9 @@ class ClipEncoder:
 
                 began = time.perf_counter()
                 self._graphs[shape] = GraphedEncoder(self._to_tokens, shape)
-                self.start_seconds += time.perf_counter() - began
+                seconds = time.perf_counter() - began
+                self.start_seconds += seconds
+                logger.info("batch shape %s compiled and recorded in %.1f s", shape, seconds)
             return self._graphs[shape]
 
     def _encode_here(self, frames: Frames) -> Tokens:
@@ -236,7 +243,12 @@ class ClipEncoder:
         return list(zip(self._checked(tokens[:num_streams]), after[:num_streams], strict=True))
 
     def _encode_chunk(self, frames: Frames, before: Any) -> tuple[Tokens, list[Any]]:
-        encoded, after = self._model.encode_chunk_uint8(self._torch.from_numpy(frames), before)
+        # what is compiled is compiled for whole clips
+        eager = (
+            self._torch.compiler.set_stance("force_eager") if self._spec.compiled else nullcontext()
+        )
+        with eager:
+            encoded, after = self._model.encode_chunk_uint8(self._torch.from_numpy(frames), before)
         return self._stored(encoded).cpu().numpy(), after.split()
 
     def _stored(self, encoded: Encoded) -> Tensor:
@@ -277,12 +289,14 @@ class ClipEncoder:
 def share_compiled_code() -> None:
     """Let all workers of a machine, and later runs, use what one of them compiled.
 
-    ``TORCHINDUCTOR_CACHE_DIR`` says where; by default below the user's cache folder.
+    ``TORCHINDUCTOR_CACHE_DIR`` says where; by default below the user's cache folder. Kernels are
+    chosen by rule, not by timing them (torch 2.9 and newer): another choice rounds differently.
     """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = root / "vidtok-pipeline" / "compiled"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
+    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
 
 
 def keep_freed_memory() -> None:

@@ -296,9 +296,7 @@ class VideoTokenizer(nn.Module):
         stream: Stream | None = None,
     ) -> Encoded:
         with arithmetic(self.precision, self.device.type):
-            # A compiled encoder is compiled for whole clips.
-            encoder = self.encoder if stream is None else self.encoder.forward
-            h_Bcthw = encoder(x_BCTHW.to(compute_dtype(self.precision)), stream)
+            h_Bcthw = self.encoder(x_BCTHW, stream, compute_dtype(self.precision))
         if isinstance(self.quantizer, FSQ):
             codes_Bcthw, indices_Bthw = self.quantizer(h_Bcthw)
             return Encoded(latents=codes_Bcthw, indices=indices_Bthw, mean=None, log_variance=None)

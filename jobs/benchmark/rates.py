@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from jobs.benchmark.measure import median
 from tokenizer.cost import Product
-from tokenizer.layers.tiles import TILE_BYTES
+from tokenizer.layers.tiles import TILE_VALUES
 
 ENOUGH_FLOPS = {"cpu": 4 * 10**9, "cuda": 10**12}
 """A contestant does at least so much at a time, or its time would be that of the clock."""
@@ -74,8 +74,8 @@ def conv_contestant(shape: ConvShape, *, batch: int, dtype: torch.dtype, device:
     """FLOPs of one run, and the run: on a CPU as many frames as fit its cache, which is fastest."""
     frames = shape.frames * batch
     if device == "cpu":
-        frame_bytes = shape.height * shape.width * shape.channels * dtype.itemsize
-        frames = max(1, min(shape.frames, TILE_BYTES // frame_bytes))
+        frame_values = shape.height * shape.width * shape.channels
+        frames = max(1, min(shape.frames, TILE_VALUES // frame_values))
     size = (frames, shape.channels, shape.height, shape.width)
     x = torch.randn(size, device=device).to(dtype, memory_format=torch.channels_last)
     side = (shape.channels, shape.channels, 3, 3)

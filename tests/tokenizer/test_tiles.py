@@ -15,23 +15,23 @@ NAMES = ["fsq_4x8x8", "fsq_4x8x8_32768_v1_1", "kl_4x8x8_4chn_noncausal"]
 
 
 @pytest.mark.parametrize(
-    ("axis", "growth", "tile_bytes", "bounds"),
+    ("axis", "growth", "tile_values", "bounds"),
     [
         (FRAMES, 1, 10**6, [(0, 5)]),
-        (FRAMES, 1, 2 * 6 * 4 * 8 * 4, [(0, 1), (1, 3), (3, 5)]),
-        (FRAMES, 2, 2 * 6 * 4 * 8 * 4, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]),
-        (ROWS, 1, 3 * 5 * 4 * 8 * 4, [(0, 3), (3, 6)]),
+        (FRAMES, 1, 2 * 6 * 4 * 8, [(0, 1), (1, 3), (3, 5)]),
+        (FRAMES, 2, 2 * 6 * 4 * 8, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]),
+        (ROWS, 1, 3 * 5 * 4 * 8, [(0, 3), (3, 6)]),
         (ROWS, 1, 1, [(row, row + 1) for row in range(6)]),
     ],
 )
 def test_tiles_of_a_clip_are_nearly_equal(
     axis: int,
     growth: int,
-    tile_bytes: int,
+    tile_values: int,
     bounds: list[tuple[int, int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tiles, "TILE_BYTES", tile_bytes)
+    monkeypatch.setattr(tiles, "TILE_VALUES", tile_values)
     found = list(places(torch.zeros(2, 5, 6, 4, 8), axis, growth))
     assert [(p[axis].start, p[axis].stop) for p in found] == 2 * bounds
     assert [p[0] for p in found] == [slice(0, 1)] * len(bounds) + [slice(1, 2)] * len(bounds)
@@ -41,7 +41,7 @@ def test_tiles_of_a_clip_are_nearly_equal(
 def test_tiny_tiles_give_what_the_whole_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x_BCTHW = formula_model(name, ch=16), pattern(2, 8, 16, 24)
     expected = model(x_BCTHW)
-    monkeypatch.setattr(tiles, "TILE_BYTES", 1)
+    monkeypatch.setattr(tiles, "TILE_VALUES", 1)
     assert_close_fp32(model(x_BCTHW), expected)
 
 
@@ -58,7 +58,7 @@ def test_a_stream_in_tiny_tiles_goes_on_where_it_stopped(
 ) -> None:
     model, frames = formula_model(name, ch=16), pattern(2, 9, 16, 16)
     whole = model.encode(frames).latents
-    monkeypatch.setattr(tiles, "TILE_BYTES", 1)
+    monkeypatch.setattr(tiles, "TILE_VALUES", 1)
     chunks = [tokens.latents for tokens in model.stream_encode(frames, chunk=4)]
     assert_exact(torch.cat(chunks, dim=2), whole)
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from tokenizer.layers.packed import PackedWeights
 from tokenizer.layers.stream import Stream
+from tokenizer.layers.tiles import FRAMES, is_tiled, places
 
 
 class TimePadding(enum.Enum):
@@ -144,20 +145,44 @@ class VolumeConv(nn.Conv3d):
         self.has_few_channels = in_channels < 8
         self._packed = PackedWeights(taps_as_channels if self.has_few_channels else as_they_are)
 
-    def forward(self, x_BTHWC: Tensor, stream: Stream | None = None) -> Tensor:
-        """``[B, T, H, W, C]`` -> ``[B, T', H, W, O]``."""
+    def forward(
+        self, x_BTHWC: Tensor, stream: Stream | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """``[B, T, H, W, C]`` -> ``[B, T', H, W, O]``; computed in the dtype of the input.
+
+        Args:
+            x_BTHWC: the frames.
+            stream: the place of this chunk in a longer video.
+            dtype: of the result; None: that of the input.
+        """
         x_BTHWC = self.time_padding.pad(x_BTHWC, *self.sides, stream)
+        dtype = x_BTHWC.dtype if dtype is None else dtype
+        if self.has_few_channels:
+            return self._few_channels(x_BTHWC, dtype)
         weight, bias = self._packed.of(self, x_BTHWC.dtype)
         side = self.kernel_size[1] // 2
-        if self.has_few_channels:
-            K = self.kernel_size[0]
-            T = x_BTHWC.shape[1] - K + 1
-            taps_BTHWC = torch.cat([x_BTHWC[:, k : k + T] for k in range(K)], dim=-1)
-            y_NOHW = F.conv2d(frames(taps_BTHWC), weight, bias, padding=side)
-            return clips(y_NOHW, num_clips=x_BTHWC.shape[0])
         x_BCTHW = x_BTHWC.permute(0, 4, 1, 2, 3)
         y_BOTHW = F.conv3d(x_BCTHW, weight, bias, self.stride, padding=(0, side, side))
-        return y_BOTHW.permute(0, 2, 3, 4, 1).contiguous()
+        return y_BOTHW.permute(0, 2, 3, 4, 1).contiguous().to(dtype)
+
+    def _few_channels(self, x_BTHWC: Tensor, dtype: torch.dtype) -> Tensor:
+        """The taps in time side by side as channels of a 2D convolution."""
+        K = self.kernel_size[0]
+        B, T, H, W, _ = x_BTHWC.shape
+        T = T - K + 1
+        taps_BTHWC = torch.cat([x_BTHWC[:, k : k + T] for k in range(K)], dim=-1)
+        if not is_tiled(self, x_BTHWC):
+            return self._of_taps(taps_BTHWC).to(dtype)
+        y_BTHWC = x_BTHWC.new_empty(B, T, H, W, self.out_channels, dtype=dtype)
+        growth = max(1, self.out_channels // taps_BTHWC.shape[-1])
+        for place in places(taps_BTHWC, FRAMES, growth=growth):
+            y_BTHWC[place] = self._of_taps(taps_BTHWC[place])
+        return y_BTHWC
+
+    def _of_taps(self, taps_BTHWC: Tensor) -> Tensor:
+        weight, bias = self._packed.of(self, taps_BTHWC.dtype)
+        y_NOHW = F.conv2d(frames(taps_BTHWC), weight, bias, padding=self.kernel_size[1] // 2)
+        return clips(y_NOHW, num_clips=taps_BTHWC.shape[0])
 
 
 def as_they_are(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,9 +207,11 @@ class CausalConv(nn.Module):
         super().__init__()
         self.conv = conv
 
-    def forward(self, x_BTHWC: Tensor, stream: Stream | None = None) -> Tensor:
+    def forward(
+        self, x_BTHWC: Tensor, stream: Stream | None = None, *more: torch.dtype | None
+    ) -> Tensor:
         """Calls the convolution."""
-        return cast(Tensor, self.conv(x_BTHWC, stream))
+        return cast(Tensor, self.conv(x_BTHWC, stream, *more))
 
 
 def time_conv(channels: int, padding: TimePadding) -> nn.Module:

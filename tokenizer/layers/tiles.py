@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from tokenizer.layers.stream import Place, Stream
 
-TILE_BYTES = 8 * 2**20
-"""Largest input of a tile; glibc gives freed memory of such sizes again without the kernel."""
+TILE_VALUES = 2 * 2**20
+"""Largest input or result of a tile: 8 MB in float32, in which norms are computed whatever the
+dtype. glibc gives freed memory of such sizes again without asking the kernel."""
 FRAMES, ROWS = 1, 2
 """Axes along which a block may be cut: it looks at no other frame, or at no other row."""
 
@@ -72,7 +73,7 @@ def places(x_BTHWC: Tensor, axis: int, growth: int = 1) -> Iterator[Place]:
         growth: how many times larger the result of a part is.
     """
     size = x_BTHWC.shape[axis]
-    num_tiles = min(size, math.ceil(x_BTHWC[0].nbytes * growth / TILE_BYTES))
+    num_tiles = min(size, math.ceil(x_BTHWC[0].numel() * growth / TILE_VALUES))
     for clip in range(x_BTHWC.shape[0]):
         for tile in range(num_tiles):
             part = slice(tile * size // num_tiles, (tile + 1) * size // num_tiles)
