@@ -7,6 +7,7 @@ of each shard there is one small `ShardState`.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ from pipeline.records import Retry
 from pipeline.segments import ShardTask
 from pipeline.shards import Shard
 from pipeline.storage import Storage
+
+logger = logging.getLogger(__name__)
 
 _FOLD_LINES = 4096
 """New lines are turned into columns when there are so many."""
@@ -188,12 +191,16 @@ class Ledger:
             use_manifest: False: every receipt file is read.
 
         Raises:
-            RunError: a manifest or receipt that cannot be trusted, or a broken chain.
+            RunError: a receipt that cannot be trusted, or a broken chain.
         """
         names = list_receipts(storage)
         digest = newest_manifest(storage) if use_manifest else None
         # one that was removed on purpose (changed_inputs=redo) is gone, whatever a manifest says
-        ledger = cls.of_manifest(storage, digest, set(names)) if digest else cls()
+        try:
+            ledger = cls.of_manifest(storage, digest, set(names)) if digest else cls()
+        except RunError as untrusted:  # it is a shortcut only: the receipts say it all
+            logger.warning("%s; every receipt is read instead", untrusted)
+            ledger = cls()
         missing = [name for name in names if not ledger.holds(name)]
         ledger.add(read_receipts(storage, missing))
         return ledger

@@ -226,10 +226,7 @@ def read_manifest(storage: Storage, digest: str) -> tuple[pa.Table, dict[str, by
             raise ValueError("it does not match its digest")
         return _read_table(content)
     except (pa.ArrowException, KeyError, OSError, TypeError, ValueError, RecursionError) as error:
-        raise RunError(
-            f"manifest {digest} of {storage} cannot be read: {error}; when it is deleted, it is "
-            "made anew from the receipts"
-        ) from error
+        raise RunError(f"manifest {digest} of {storage} cannot be read: {error}") from error
 
 
 def _read_table(content: bytes) -> tuple[pa.Table, dict[str, bytes]]:

@@ -14,6 +14,7 @@ from pipeline.manifest import line_of
 from pipeline.reader import key_digest, split_digests
 from pipeline.receipts import Receipt, commit
 from pipeline.storage import Storage
+from tests.pipeline.fakes import make_out
 from tests.pipeline.receipts import ledger_of, receipt
 
 
@@ -283,3 +284,15 @@ def test_texts_that_are_not_utf8_do_not_keep_a_manifest_from_being_written(
     assert digest is not None
     (line,) = Ledger.of_manifest(storage, digest).lines()
     assert (line.source_url, line.cut_reason) == ("/data/\\udcff.tar", "byte 7: '\\udcff'")
+
+
+def test_a_manifest_that_cannot_be_trusted_costs_time_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = make_out(tmp_path / "out")
+    whole = Ledger.open(storage)
+    storage.put(f"manifests/{'0' * 64}.parquet", b"of an earlier version, or damaged")
+    again = Ledger.open(storage)
+    assert again.counts() == whole.counts()
+    assert "every receipt is read instead" in caplog.text
+    assert again.publish(storage) is not None

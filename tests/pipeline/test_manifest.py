@@ -146,7 +146,7 @@ def test_a_manifest_that_no_run_writes_is_refused(
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet", b"PAR1" * 10])
 def test_what_is_no_parquet_file_is_refused(storage: Storage, content: bytes) -> None:
-    with pytest.raises(RunError, match="when it is deleted, it is made anew"):
+    with pytest.raises(RunError, match="cannot be read"):
         read_manifest(storage, put(storage, content))
 
 
