@@ -1,7 +1,8 @@
 """The canary: one real clip that every worker encodes now and then, to notice arithmetic that lies.
 
 A GPU may compute wrongly without any error. At its start a worker's tokens of the canary are
-compared with the run's reference, which the first worker of an OUT computes in fp32 on its CPU.
+compared with the run's reference, which the driver computes in fp32 on its own CPU when an OUT is
+new (where there is no driver of its own, the first worker does).
 Afterwards they must be bit-equal to the worker's own first ones: before every commit the canary is
 encoded again, behind the last clip of the segment, so that a segment becomes visible only between
 two canaries that were right. A worker that fails is expelled, and what it has done since its last
@@ -82,11 +83,9 @@ class Canary:
             )
 
     def _reference(self) -> npt.NDArray[Any]:
-        """Tokens of one canary clip in fp32, on the CPU of this machine."""
         if (self._spec.device, self._spec.precision) == ("cpu", "fp32"):
             return self._first[0]
-        spec = replace(self._spec, device="cpu", precision="fp32", batch_clips=1)
-        return ClipEncoder(spec).encode(self._frames, 1)[0]
+        return reference_tokens(self._spec)
 
 
 def canary_frames(
@@ -114,6 +113,18 @@ def disagreement(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
     return float(error) / scale if np.isfinite(error) else 1.0
 
 
+def reference_tokens(spec: EncoderSpec) -> npt.NDArray[Any]:
+    """Tokens of one canary clip in fp32, on the CPU of this machine; loads the model for it."""
+    plain = replace(spec, device="cpu", precision="fp32", batch_clips=1, compiled=False)
+    return ClipEncoder(plain).encode(canary_frames(1, spec.clip_frames, SIDE, SIDE), 1)[0]
+
+
+def make_reference(storage: Storage, spec: EncoderSpec) -> None:
+    """Compute the reference of a new OUT, unless there is one."""
+    if _read_reference(storage) is None:
+        _write_reference(storage, reference_tokens(spec))
+
+
 def check_reference(
     storage: Storage,
     spec: EncoderSpec,
@@ -134,14 +145,7 @@ def check_reference(
     """
     expected = _read_reference(storage)
     if expected is None:
-        made = make()
-        fields = {
-            "shape": list(made.shape),
-            "dtype": made.dtype.name,
-            "tokens": made.ravel().tolist(),
-        }
-        record = fields | {"digest": digest_of(fields)}
-        storage.put_if_absent(REFERENCE, json.dumps(record).encode())
+        _write_reference(storage, make())
         expected = _read_reference(storage)
     assert expected is not None
     is_index = np.issubdtype(expected.dtype, np.integer)
@@ -154,6 +158,16 @@ def check_reference(
             f"({storage}/{REFERENCE}), {bound:.2%} are allowed in {spec.precision}: this device "
             "computes wrongly",
         )
+
+
+def _write_reference(storage: Storage, tokens: npt.NDArray[Any]) -> None:
+    fields = {
+        "shape": list(tokens.shape),
+        "dtype": tokens.dtype.name,
+        "tokens": tokens.ravel().tolist(),
+    }
+    record = fields | {"digest": digest_of(fields)}
+    storage.put_if_absent(REFERENCE, json.dumps(record).encode())
 
 
 def _read_reference(storage: Storage) -> npt.NDArray[Any] | None:

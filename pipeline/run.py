@@ -19,13 +19,14 @@ from omegaconf import DictConfig
 from pipeline import compose, resolve
 from pipeline.attempts import Workers
 from pipeline.batch_probe import ProbeResult, probe_batch
+from pipeline.canary import make_reference
 from pipeline.config import ChangedInputs, ClusterKind, DatasetKind, RunConfig
 from pipeline.encode import EncoderSpec
 from pipeline.errors import Interrupted, PipelineError
 from pipeline.inputs import list_folder, list_tars
 from pipeline.planning import Plan, make_plan, tally_of
 from pipeline.progress import ProgressLine, summary
-from pipeline.records import Retry
+from pipeline.records import CanaryMode, Retry
 from pipeline.run_record import check_fingerprint, write_run_record
 from pipeline.schedule import Scheduler
 from pipeline.shards import Shard
@@ -219,6 +220,9 @@ def start_workers(job: _Job, num_tasks: int) -> Workers:
     cpus = cluster.cpus_per_worker or found.cpus_per_worker(
         spec.encoder.threads + spec.decoders, cluster.gpus_per_worker
     )
+    if spec.canary is not CanaryMode.off:
+        # by a process that is no worker: a first worker that lies must not be its own judge
+        make_reference(job.storage, spec.encoder)
     gpus = cluster.gpus_per_worker if spec.encoder.device == "cuda" else 0.0
     return RayWorkers(
         spec,

@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipeline.canary import REFERENCE, Canary, canary_frames, disagreement
-from pipeline.encode import EncoderSpec
+from pipeline.canary import REFERENCE, Canary, canary_frames, disagreement, make_reference
+from pipeline.encode import ClipEncoder, EncoderSpec
 from pipeline.errors import RunError, WorkerExpelled
 from pipeline.records import CanaryMode
 from pipeline.segments import ShardTask
 from pipeline.storage import Storage
 from pipeline.worker import Worker
+from tests.pipeline import test_encode
 from tests.pipeline.fakes import FakeEncoder
 from tests.pipeline.test_worker import VIDEO, shard_of, spec
 
@@ -124,3 +125,21 @@ def test_nothing_that_a_lying_worker_made_is_committed(tmp_path: Path) -> None:
         assert honest.report().counters["canaries"] >= 1
     finally:
         honest.close()
+
+
+def test_a_first_worker_that_lies_is_not_its_own_judge(tmp_path: Path) -> None:
+    real = test_encode.spec()
+    storage = Storage(str(tmp_path / "out"))
+    make_reference(storage, real)
+    made = storage.read(REFERENCE)
+    make_reference(storage, real)
+    assert storage.read(REFERENCE) == made
+    encoder = ClipEncoder(real)
+    Canary(encoder, real, mode=CanaryMode.start).start(storage)
+
+    class Lying(ClipEncoder):
+        def encode(self, frames: Any, num_clips: int) -> list[npt.NDArray[Any]]:
+            return [tokens ^ 1 for tokens in super().encode(frames, num_clips)]
+
+    with pytest.raises(WorkerExpelled, match="this device computes wrongly"):
+        Canary(Lying(real), real, mode=CanaryMode.start).start(storage)
