@@ -104,14 +104,14 @@ def test_one_index_that_changes_later_is_enough(tmp_path: Path) -> None:
 
 
 def test_nothing_that_a_lying_worker_made_is_committed(tmp_path: Path) -> None:
-    out = tmp_path / "out"
+    out, shard = tmp_path / "out", shard_of(tmp_path, *[VIDEO] * 5)
     # its first canary, which is the reference; then honest for one segment and its canary
     worker = Worker(
         spec(out, canary=CanaryMode.commit, commit={"max_clips": 2}, decoders=1), Liar(1 + 1 + 1)
     )
     try:
         with pytest.raises(WorkerExpelled):
-            worker.run_shard(ShardTask(shard=shard_of(tmp_path, *[VIDEO] * 5), source=None))
+            worker.run_shard(ShardTask(shard=shard, source=None))
     finally:
         worker.close()
     receipts = list(worker.storage.entries("receipts"))
@@ -120,7 +120,7 @@ def test_nothing_that_a_lying_worker_made_is_committed(tmp_path: Path) -> None:
 
     honest = Worker(spec(out, canary=CanaryMode.commit), FakeEncoder())
     try:
-        done = honest.run_shard(ShardTask(shard=shard_of(tmp_path, *[VIDEO] * 5), source=None))
+        done = honest.run_shard(ShardTask(shard=shard, source=None))
         assert done[-1].final
         assert honest.report().counters["canaries"] >= 1
     finally:

@@ -109,7 +109,7 @@ def test_random_weights_follow_the_seed_alone(caplog: pytest.LogCaptureFixture) 
     first = checkpoint_digest(get_config("demo"), "random", seed=1)
     torch.rand(17)
     state = torch.get_rng_state()
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, "tokenizer.checkpoint"):
         again = load_tokenizer("demo", "random", seed=1, decoder=False).checkpoint
     assert_exact(torch.get_rng_state(), state)
     assert again == first
