@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ARITHMETIC = 2
+"""Raised when a change of the network's code changes how it rounds: part of the environment."""
+
 Frames = npt.NDArray[np.uint8]
 """``[B, T, H, W, 3]``, RGB."""
 Tokens = npt.NDArray[Any]
@@ -37,6 +40,9 @@ Tokens = npt.NDArray[Any]
 
 
 logger = logging.getLogger(__name__)
+
+ARITHMETIC = 2
+"""Raised when a change of the network's code changes how it rounds: part of the environment."""
 
 _MALLOC_OPTIONS = {-1: 1 << 30, -3: 32 << 20}
 """glibc's M_TRIM_THRESHOLD, and M_MMAP_THRESHOLD at its largest value."""
@@ -176,6 +182,7 @@ class ClipEncoder:
             "batch": [spec.batch_clips, spec.clip_frames],
             "buckets": [list(bucket) for bucket in spec.buckets],
             "compiled": spec.compiled,
+            "arithmetic": ARITHMETIC,
         }
 
     @property
