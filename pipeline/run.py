@@ -221,7 +221,8 @@ def start_workers(job: _Job, num_tasks: int) -> Workers:
         spec.encoder.threads + spec.decoders, cluster.gpus_per_worker
     )
     if spec.canary is not CanaryMode.off:
-        # by a process that is no worker: a first worker that lies must not be its own judge
+        # By a process that is no worker: a first worker that lies must not be its own judge.
+        logging.getLogger("pipeline.encode").setLevel(logging.WARNING)  # workers say the same
         make_reference(job.storage, spec.encoder)
     gpus = cluster.gpus_per_worker if spec.encoder.device == "cuda" else 0.0
     return RayWorkers(
