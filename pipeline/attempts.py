@@ -112,6 +112,9 @@ class Workers(Protocol):
     def close(self) -> None:
         """Stop everything that was started."""
 
+    def stop_now(self) -> None:
+        """The same without waiting for anybody, as this process ends; may be called by a signal."""
+
 
 def combined(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Counters of several workers as those of one.

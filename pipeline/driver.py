@@ -229,6 +229,10 @@ class RayWorkers:
             ray.kill(actor.handle)
         ray.shutdown()
 
+    def stop_now(self) -> None:
+        """Leave the cluster, or end the one that was started here: its agents would stay behind."""
+        ray.shutdown()
+
     # ---- the pool follows the cluster ----
 
     def _look(self) -> None:

@@ -66,6 +66,9 @@ class InlineWorkers:
         """The worker's; always fresh."""
         return {OWNER: self._worker.report()}
 
+    def stop_now(self) -> None:
+        """Nothing to do: children die with this process."""
+
     def close(self) -> None:
         """Stop the worker."""
         self._worker.close()

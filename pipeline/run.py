@@ -188,7 +188,7 @@ def work(job: _Job, plan: Plan, tally: Tally) -> None:
                 tally=tally,
                 show=line.show,
             )
-            with stop_on_signals(scheduler.stop, job.run.cluster.grace_seconds):
+            with stop_on_signals(scheduler.stop, workers.stop_now, job.run.cluster.grace_seconds):
                 scheduler.run(plan.tasks, plan.ledger)
     finally:
         workers.close()

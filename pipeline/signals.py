@@ -13,13 +13,17 @@ from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+NOW_SECONDS = 5.0
+"""Longest time that a second signal takes."""
 STOPPED_NOW = 130
 """Exit code when everything is dropped at once, as of a shell whose command got SIGINT."""
 
 
 @contextlib.contextmanager
-def stop_on_signals(stop: Callable[[], None], grace_seconds: float) -> Iterator[None]:
-    """Call ``stop`` at the first signal; at the second, end this process where it stands.
+def stop_on_signals(
+    stop: Callable[[], None], stop_now: Callable[[], None], grace_seconds: float
+) -> Iterator[None]:
+    """Call ``stop`` at the first signal; at the second, ``stop_now``, and end this process.
 
     What is committed stays; children and a local Ray notice that this process is gone.
     Outside of the main thread signals cannot be taken, and nothing is changed.
@@ -37,6 +41,9 @@ def stop_on_signals(stop: Callable[[], None], grace_seconds: float) -> Iterator[
                 "stopped; the same command continues behind the last committed segments\n"
             )
             sys.stderr.flush()
+            # whatever state it is in: what is to be ended gets a moment, then this process is gone
+            threading.Timer(NOW_SECONDS, os._exit, [STOPPED_NOW]).start()
+            stop_now()
             os._exit(STOPPED_NOW)
         sys.stderr.write(
             f"stopping: open segments are committed, for at most {grace_seconds:g} s "

@@ -198,6 +198,9 @@ class SimulatedCluster:
     def close(self) -> None:
         """Nothing to close."""
 
+    def stop_now(self) -> None:
+        """Nothing to stop."""
+
     # ---- machines ----
 
     def _at(self, when: float, alarm: Callable[[], None]) -> None:

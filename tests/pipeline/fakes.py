@@ -290,3 +290,6 @@ class FakeWorkers:
 
     def close(self) -> None:
         pass
+
+    def stop_now(self) -> None:
+        pass
