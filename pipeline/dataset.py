@@ -135,7 +135,8 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
 def _unpacked(part: Part, table: pa.Table) -> Iterator[dict[str, Any]]:
     rows = table.drop_columns(["tokens"]).to_pylist()
     for row, blob in zip(rows, blobs(table.column("tokens")), strict=True):
-        tokens = part.token_format.unpack(blob[None], row.pop("token_shape"))[0]
+        shape = row.pop("token_shape")
+        tokens = part.token_format.unpack(part.token_format.expand(blob, shape)[None], shape)[0]
         if part.token_format.is_discrete:
             row["tokens"] = tokens
         else:
