@@ -25,6 +25,8 @@ from pipeline.storage import Storage
 
 SHOW_SECONDS = 5.0
 """Between two lines of progress."""
+SHOWN_NAMES = 3
+"""Printed of each list; --json has more."""
 _THREADS = 4
 _AT_ONCE = 16
 _SETTINGS = ("random_weights", "batch_clips", "device", "python", "versions", "config", "numerics")
@@ -241,8 +243,8 @@ def _changes(what: str, changes: Mapping[str, tuple[Any, Any]]) -> Iterator[str]
 
 def _named(what: str, named: Named) -> Iterator[str]:
     if named.count:
-        more = ", …" if named.count > len(named.names) else ""
-        yield f"{what}: {named.count:,}: {', '.join(named.names)}{more}"
+        more = ", …" if named.count > SHOWN_NAMES else ""
+        yield f"{what}: {named.count:,}: {', '.join(named.names[:SHOWN_NAMES])}{more}"
 
 
 if __name__ == "__main__":
