@@ -133,6 +133,26 @@ def test_other_kinds_of_tokens_and_videos_of_a_folder_are_made_again_too(
     assert f"{num_clips} clips of 3 videos, {num_clips} bit-equal" in lines[0]
 
 
+def test_a_source_on_s3_is_read_with_the_secrets_that_run_json_leaves_out(
+    tar: Path, bucket: str, tmp_path: Path, capsys: Printed
+) -> None:
+    source = Storage(f"s3://{bucket}")
+    source.put("00000.tar", tar.read_bytes())
+    secrets = {"key": "testing", "secret": "a-secret-of-the-test"}
+    options = [f"+dataset.storage_options.{name}={value}" for name, value in secrets.items()]
+    assert runs.run_inline(f"{source}/00000.tar", tmp_path / "out", *options) == 0
+    recorded = json.loads((tmp_path / "out" / "run.json").read_text())["config"]["dataset"]
+    assert recorded["storage_options"] == dict.fromkeys(secrets, "***")
+    sent = ["--source-options", json.dumps(secrets), "--sample", "1"]
+    code, [line] = deep(tmp_path / "out", capsys, *sent)
+    assert code == 0
+    assert "of 1 videos" in line
+    source.delete("00000.tar")
+    code, lines = deep(tmp_path / "out", capsys, *sent)
+    assert code == 1
+    assert f"{source}/00000.tar is not there" in lines[0]
+
+
 def test_one_index_that_is_not_that_of_its_source_is_found(out: Storage, capsys: Printed) -> None:
     name = change_rows(out, one_index_changed)
     code, lines = deep(out, capsys)
