@@ -72,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: not everything was compared", file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"error: --json {options.json}: {error.strerror}", file=sys.stderr)
         return 2

@@ -113,7 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return verify_deeply(storage, record, options)
     except PipelineError as error:
         print(f"problem: {error}")
-        return 1
+    except KeyboardInterrupt:
+        print("interrupted: not everything was looked at", file=sys.stderr)
+    return 1
 
 
 def verify_deeply(storage: Storage, record: Mapping[str, Any], options: argparse.Namespace) -> int:
