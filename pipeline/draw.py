@@ -111,7 +111,10 @@ class Sources:
                 if sample.defect is None:
                     yield DrawnVideo(receipt=receipt, sample=sample, stored=stored[sample.key])
                 else:
-                    yield f"{receipt.shard}::{sample.key} cannot be read now: {sample.defect}"
+                    yield (
+                        f"{receipt.shard}::{sample.key} cannot be read with the limits in run.json "
+                        f"(--limits raises them): {sample.defect}"
+                    )
                 if not missing:
                     return
         except (ShardError, StorageRefused) as error:

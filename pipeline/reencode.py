@@ -92,7 +92,12 @@ class Reencoding:
     """Makes a sample of clips again and compares them."""
 
     def __init__(
-        self, storage: Storage, record: Mapping[str, Any], source_options: Mapping[str, Any]
+        self,
+        storage: Storage,
+        record: Mapping[str, Any],
+        *,
+        source_options: Mapping[str, Any],
+        limits: Mapping[str, Any],
     ) -> None:
         """Restore the configuration.
 
@@ -100,11 +105,13 @@ class Reencoding:
             storage: OUT.
             record: its ``run.json``.
             source_options: fsspec options for the source, over those in the record.
+            limits: over those in the record, which are of the first run; later ones may have had
+                others.
 
         Raises:
             RunError: what is here cannot make the rows of this OUT.
         """
-        run = _recorded_run(record, source_options)
+        run = _recorded_run(record, source_options, limits)
         self._storage, self._spec = storage, _spec(run, record)
         self._sources = Sources(
             storage=storage,
@@ -180,7 +187,10 @@ class Reencoding:
         made: Clips = {}
         for receipt in receipts:
             for bad in receipt.quarantined:
-                yield f"{place}: cannot be tokenised now: {bad['reason']}: {bad['message']}"
+                yield (
+                    f"{place}: cannot be tokenised with the limits in run.json (--limits raises "
+                    f"them): {bad['reason']}: {bad['message']}"
+                )
                 return
             for clips in stored_clips(again, receipt).values():
                 made |= clips
@@ -203,9 +213,12 @@ class Reencoding:
                 )
 
 
-def _recorded_run(record: Mapping[str, Any], source_options: Mapping[str, Any]) -> RunConfig:
+def _recorded_run(
+    record: Mapping[str, Any], source_options: Mapping[str, Any], limits: Mapping[str, Any]
+) -> RunConfig:
     """The run's configuration, with the device that it had where there is one."""
-    run = compose.recorded_run(resolve.without_blots(record["config"]))
+    config = resolve.without_blots(record["config"])
+    run = compose.recorded_run({**config, "limits": {**config.get("limits", {}), **limits}})
     device = Device.cpu if record["device"] == "cpu" else Device.auto
     options = {**run.dataset.storage_options, **source_options}
     return replace(

@@ -85,6 +85,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="JSON",
         help="--deep: fsspec options for the source, such as the secrets that run.json leaves out",
     )
+    made.add_argument(
+        "--limits",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help='--deep: limits of later runs where they were raised, like {"frames": 5000000}; '
+        "run.json has those of the first one",
+    )
     return made
 
 
@@ -129,7 +137,9 @@ def verify_deeply(storage: Storage, record: Mapping[str, Any], options: argparse
     from tokenizer import TokenizerError
 
     try:
-        reencoding = Reencoding(storage, record, options.source_options)
+        reencoding = Reencoding(
+            storage, record, source_options=options.source_options, limits=options.limits
+        )
         num_problems = 0
         for problem in reencoding.problems(
             num_clips=options.sample,

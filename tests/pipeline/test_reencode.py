@@ -112,10 +112,15 @@ def test_clips_made_again_from_their_source_are_bit_equal(made: Path, capsys: Pr
 @pytest.mark.parametrize(
     "options",
     [
-        ("+tokenizer=kl_4x8x8_4chn", "tokenizer.checkpoint=random"),
-        ("+tokenizer=demo", "sampling.mode=whole", "sampling.fps=[2,4]"),
+        pytest.param(
+            ("+tokenizer=kl_4x8x8_4chn", "tokenizer.checkpoint=random"),
+            marks=pytest.mark.slow,
+            id="latents",
+        ),
+        pytest.param(
+            ("+tokenizer=demo", "sampling.mode=whole", "sampling.fps=[2,4]"), id="whole videos"
+        ),
     ],
-    ids=["latents", "whole videos"],
 )
 def test_other_kinds_of_tokens_and_videos_of_a_folder_are_made_again_too(
     options: tuple[str, ...], tmp_path: Path, capsys: Printed
@@ -228,8 +233,11 @@ def test_a_source_that_is_gone_or_changed_is_said(
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
-        ({"video_bytes": 10}, "cannot be read now: too_large"),
-        ({"frames": 1}, "cannot be tokenised now: too_many_frames"),
+        (
+            {"video_bytes": 10},
+            "cannot be read with the limits in run.json (--limits raises them): too_large",
+        ),
+        ({"frames": 1}, "with the limits in run.json (--limits raises them): too_many_frames"),
     ],
 )
 def test_a_video_that_is_refused_now_is_named_with_the_reason(
@@ -239,6 +247,24 @@ def test_a_video_that_is_refused_now_is_named_with_the_reason(
     code, lines = deep(out, capsys, "--sample", "1")
     assert code == 1
     assert said in lines[0]
+
+
+def test_a_video_that_a_later_run_rescued_is_made_again_with_the_limits_of_that_run(
+    tar: Path, tmp_path: Path, capsys: Printed
+) -> None:
+    assert runs.run_inline(tar, tmp_path, "limits.frames=100") == 0
+    assert runs.quarantined(tmp_path)
+    assert runs.run_inline(tar, tmp_path, "retry=quarantined") == 0
+    num_clips = len(runs.rows(tmp_path))
+    code, lines = deep(tmp_path, capsys)
+    assert code == 1
+    assert "too_many_frames" in lines[0]
+    code, [line] = deep(tmp_path, capsys, "--limits", '{"frames": 1000}')
+    assert code == 0
+    assert f"{num_clips} clips of 3 videos, {num_clips} bit-equal" in line
+    code, [line] = deep(tmp_path, capsys, "--limits", '{"patience": 1}')
+    assert code == 1
+    assert "patience" in line
 
 
 def test_another_model_is_refused_before_anything_is_encoded(out: Storage, capsys: Printed) -> None:
