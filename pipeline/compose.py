@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra._internal.utils import get_args_parser
@@ -165,6 +166,20 @@ def to_run_config(config: DictConfig) -> RunConfig:
         raise ConfigError("cluster=ray needs cluster.address=HOST:PORT, or auto")
     clip_plan(run)
     return run
+
+
+def recorded_run(config: Mapping[str, Any]) -> RunConfig:
+    """The configuration that ``run.json`` records.
+
+    Raises:
+        ConfigError: it is of a version of this code that has other fields.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), dict(config))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the configuration in run.json: {one_line(error)}") from error
+    assert isinstance(merged, DictConfig)
+    return to_run_config(merged)
 
 
 def arguments() -> list[str]:

@@ -104,7 +104,7 @@ class Sampling:
     def _add(self, shard: Shard, number: int, taken: Sequence[Sample], end: int) -> None:
         whole = [sample for sample in taken if sample.defect is None]
         path = self.folder / f"{shard.name}-{number}.tar"
-        path.write_bytes(_tar_of(whole))
+        path.write_bytes(tar_of(whole))
         self.num_bytes += sum(len(sample.video) for sample in whole)
         self.pieces.append(
             Piece(
@@ -132,7 +132,7 @@ def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
-def _tar_of(samples: Sequence[Sample]) -> bytes:
+def tar_of(samples: Sequence[Sample]) -> bytes:
     """The samples under new keys, so that whatever they are called is a sample again."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:

@@ -45,6 +45,7 @@ _NOT_THE_MODEL = {
 }
 """Fields of a tokenizer that change no token by themselves."""
 
+_BLOT = "***"
 _SECRET = re.compile(r"key|secret|token$|password|credential", re.IGNORECASE)
 
 
@@ -252,13 +253,24 @@ def redacted(run: RunConfig) -> dict[str, Any]:
     def blot(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
             return {name: blot(inner, str(name)) for name, inner in value.items()}
-        return "***" if _SECRET.search(key) and value not in (None, "") else value
+        return _BLOT if _SECRET.search(key) and value not in (None, "") else value
 
     config: dict[str, Any] = plain(asdict(run))
     config["tokenizer"]["checkpoint"] = without_secrets(run.tokenizer.checkpoint)
     for section in ("dataset", "output"):
         config[section]["storage_options"] = blot(config[section]["storage_options"])
     return config
+
+
+def without_blots(value: Any) -> Any:
+    """What ``redacted`` gave, without the keys whose values are blotted out.
+
+    >>> without_blots({"key": "***", "client_kwargs": {"region_name": "x"}})
+    {'client_kwargs': {'region_name': 'x'}}
+    """
+    if not isinstance(value, Mapping):
+        return value
+    return {key: without_blots(inner) for key, inner in value.items() if inner != _BLOT}
 
 
 def without_secrets(url: str | None) -> str | None:

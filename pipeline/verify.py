@@ -1,5 +1,7 @@
 """``python -m pipeline.verify OUT``: is everything committed there, and is it what was committed?
 
+``--deep`` asks as well: is it what its source gives?
+
 Exit codes: 0 all that is committed is sound, 1 something is not (and is named), 2 no such OUT.
 """
 
@@ -10,12 +12,13 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from pipeline.errors import PipelineError, StorageError
+from pipeline.errors import PipelineError, RunError, StorageError
 from pipeline.heartbeat import read_heartbeats, running
 from pipeline.ledger import ShardState
 from pipeline.manifest import line_of, lines_of, read_manifest
@@ -34,29 +37,74 @@ from pipeline.storage import Storage
 
 ORPHAN_HOURS = 24.0
 """Parts without a receipt that are younger may belong to an attempt that is still running."""
+SAMPLE_CLIPS = 100
+"""Clips that ``--deep`` draws."""
 _THREADS = 4
 _AT_ONCE = 64
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
         prog="python -m pipeline.verify",
         description="Check receipts against parts: presence, rows, digests, schema, page "
         "checksums, row groups, index range, unique clips; manifests against their digests.",
         epilog="exit code: 0 sound, 1 problems (each is named), 2 no such OUT",
     )
-    parser.add_argument("out", metavar="OUT", help="output.root of a run: a local path or s3://...")
-    parser.add_argument(
+    made.add_argument("out", metavar="OUT", help="output.root of a run: a local path or s3://...")
+    made.add_argument(
         "--clean",
         action="store_true",
         help="remove parts, quarantine tars and unfinished files that no receipt names and that "
         f"are older than {ORPHAN_HOURS:.0f} h; never while a driver is running",
     )
-    parser.add_argument(
+    made.add_argument(
+        "--deep",
+        action="store_true",
+        help="tokenise a sample of clips again from their source, as run.json says, and compare: "
+        "bit for bit in the same numeric environment, else within the bounds of the canary",
+    )
+    made.add_argument(
+        "--sample",
+        type=_count,
+        default=SAMPLE_CLIPS,
+        metavar="N",
+        help="--deep: clips drawn by hash; each is made again with its whole video (default: "
+        "%(default)s)",
+    )
+    made.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="--deep: another one draws other clips"
+    )
+    made.add_argument(
         "--storage-options", type=json.loads, default={}, metavar="JSON", help="fsspec options"
     )
-    options = parser.parse_args(arguments)
+    made.add_argument(
+        "--source-options",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help="--deep: fsspec options for the source, such as the secrets that run.json leaves out",
+    )
+    made.add_argument(
+        "--limits",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help='--deep: limits of later runs where they were raised, like {"frames": 5000000}; '
+        "run.json has those of the first one",
+    )
+    return made
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not (value := int(text)):
+        raise argparse.ArgumentTypeError(f"a whole number above 0 is needed, got {text!r}")
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    options = parser().parse_args(arguments)
     try:
         storage = Storage(options.out, options.storage_options)
         record = read_run_record(storage)
@@ -67,11 +115,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in audit.problems():
             print(f"problem: {problem}")
         report_orphans(storage, audit, clean=options.clean)
+        print(audit.verdict())
+        if audit.num_problems or not options.deep:
+            return 1 if audit.num_problems else 0
+        return verify_deeply(storage, record, options)
     except PipelineError as error:
         print(f"problem: {error}")
-        return 1
-    print(audit.verdict())
-    return 1 if audit.num_problems else 0
+    except KeyboardInterrupt:
+        print("interrupted: not everything was looked at", file=sys.stderr)
+    return 1
+
+
+def verify_deeply(storage: Storage, record: Mapping[str, Any], options: argparse.Namespace) -> int:
+    """Tokenise a sample again and compare; the exit code.
+
+    Raises:
+        PipelineError: nothing can be encoded here.
+    """
+    # torch and Hydra take seconds to import: only for those who ask for it
+    from pipeline.reencode import Reencoding
+    from tokenizer import TokenizerError
+
+    try:
+        reencoding = Reencoding(
+            storage, record, source_options=options.source_options, limits=options.limits
+        )
+        num_problems = 0
+        for problem in reencoding.problems(
+            num_clips=options.sample,
+            seed=options.seed,
+            show=lambda line: print(line, file=sys.stderr, flush=True),
+        ):
+            num_problems += 1
+            print(f"problem: {problem}", flush=True)
+    except TokenizerError as error:
+        raise RunError(f"the tokenizer of {storage} cannot be loaded here: {error}") from error
+    print(reencoding.agreement.verdict())
+    return 1 if num_problems else 0
 
 
 @dataclass(slots=True)
