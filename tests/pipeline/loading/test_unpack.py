@@ -54,7 +54,9 @@ def drawn(packing: str, shape: tuple[int, ...]) -> list[np.ndarray]:
 @pytest.mark.parametrize("packing", ["u16", "u16+u2", "i32", "fp32", "fp16", "bf16"])
 def test_numpy_gives_back_what_was_packed(packing: str, shape: tuple[int, ...]) -> None:
     values = drawn(packing, shape)
-    unpacked = unpack(packed(values, packing), packing, values[0].shape)
+    blob = packed(values, packing)
+    blob.flags.writeable = False  # as Arrow gives it
+    unpacked = unpack(blob, packing, values[0].shape)
     assert np.array_equal(unpacked, np.stack(values))
     assert unpacked.dtype == (np.int32 if packing in BOUNDS else np.float32)
     assert unpacked.flags.writeable
@@ -88,6 +90,11 @@ def test_codes_are_those_of_the_tokenizer(levels: tuple[int, ...]) -> None:
         np.random.default_rng(0).integers(0, math.prod(levels), (4, 2, 8, 8), dtype=np.int32)
     )
     assert torch.equal(fsq_codes(indices, levels), FSQ(levels).codes(indices))
+
+
+def test_an_index_outside_the_codebook_has_no_codes() -> None:
+    with pytest.raises(IndexError):
+        fsq_codes(torch.tensor([[[[0, 60]]]]), (3, 4, 5))
 
 
 def test_hashes_are_pinned_for_ever() -> None:
