@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import RunError
-from pipeline.loading.hashing import hashes, key_of, unit_interval
+from pipeline.loading.hashing import derived_key, hashes, unit_interval
 
 Batch = dict[str, Any]
 State = dict[str, Any]
@@ -78,7 +78,7 @@ class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
         self._sources: list[Source] = list(sources)
         self._weights = [float(weight) for weight in sources.values()]
         self._seed, self._steps = seed, steps
-        self._key = key_of(seed, "mixture")
+        self._key = derived_key(seed, "mixture")
         self._borders = np.cumsum(self._weights) / sum(self._weights)
         self._step = 0
         self._passes: dict[int, Iterator[Batch]] = {}

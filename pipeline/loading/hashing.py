@@ -16,14 +16,17 @@ MIX_1 = 0xBF58476D1CE4E5B9
 MIX_2 = 0x94D049BB133111EB
 
 
-def key_of(*words: int | str) -> int:
-    """64 bits for what is drawn: seed, epoch, purpose, whatever tells it from other draws.
+def derived_key(*parts: int | str) -> int:
+    """64 bits that stand for a purpose: ``derived_key(seed, epoch, "crop")``.
 
-    >>> key_of(0, 1, "rows") == key_of(0, 1, "rows"), key_of(0, 1, "a") == key_of(0, 1, "b")
-    (True, False)
+    >>> derived_key(0, 1, "crop") == derived_key(np.int64(0), 1, "crop")
+    True
+    >>> derived_key(0, 1) == derived_key(0, "1")
+    False
     """
-    text = "/".join(str(word) for word in words).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    kinds = ((f"str:{part}" if isinstance(part, str) else f"int:{int(part)}") for part in parts)
+    text = "\x1f".join(kinds)  # numbers of numpy are numbers, whatever their type is called
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -42,7 +45,7 @@ def splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def hashes(numbers: npt.ArrayLike, key: int) -> npt.NDArray[np.uint64]:
-    """One hash for each number (int64 or uint64, not negative) under a key of ``key_of``."""
+    """One hash for each number (int64 or uint64, not negative) under a key of ``derived_key``."""
     return splitmix64(np.atleast_1d(np.asarray(numbers)).astype(np.uint64) ^ np.uint64(key))
 
 

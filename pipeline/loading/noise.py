@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.loading.hashing import GOLDEN, MIX_1, MIX_2, hashes, key_of
+from pipeline.loading.hashing import GOLDEN, MIX_1, MIX_2, derived_key, hashes
 
 Samples = npt.NDArray[np.int64]
 
@@ -28,7 +28,7 @@ def normal_noise(
     noise up to the last places of their logarithm and cosine. No number is beyond 5.8.
     """
     num = math.prod(shape)
-    keys = hashes(samples, key_of(seed, epoch, "noise")).view(np.int64)
+    keys = hashes(samples, derived_key(seed, epoch, "noise")).view(np.int64)
     counter = torch.arange((num + 1) // 2, device=device) * _signed(GOLDEN)
     hashed = _mixed(torch.from_numpy(keys).to(device)[:, None] + counter)
     radius = (((hashed >> 40) & 0xFFFFFF) + 1).float().mul_(2.0**-24).log_().mul_(-2.0).sqrt_()
@@ -67,7 +67,7 @@ def crop_starts(
             "choose a smaller crop or filter these clips out"
         )
     starts = [
-        hashes(samples, key_of(seed, epoch, f"crop {axis}")) % np.uint64(whole - size + 1)
+        hashes(samples, derived_key(seed, epoch, f"crop {axis}")) % np.uint64(whole - size + 1)
         for axis, (size, whole) in enumerate(zip(crop, grid, strict=True))
     ]
     return np.stack(starts, axis=-1).astype(np.int64)

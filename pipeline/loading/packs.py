@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.loading.hashing import hashes, key_of
+from pipeline.loading.hashing import derived_key, hashes
 
 WINDOW_SAMPLES = 4096
 """Samples of the order that are packed among themselves."""
@@ -110,7 +110,7 @@ class PackedOrder:
                 f"{int(lengths.min())}..{longest}; raise pack_length or filter the long clips out"
             )
         self._lengths, self._pack_length = lengths, pack_length
-        self._key = key_of(seed, epoch, "packs")
+        self._key = derived_key(seed, epoch, "packs")
         self._num_windows = math.ceil(lengths.size / WINDOW_SAMPLES)
         packs = [
             sum(pattern.number for pattern in best_fit_decreasing(counts, pack_length))

@@ -15,7 +15,7 @@ import torch
 from pipeline.errors import RunError
 from pipeline.mixture import MixedTokenDataset
 
-DRAWN = [0, 0, 0, 0, 0, 0, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1]
+DRAWN = [1, 0, 0, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1, 0]
 
 
 class Counting:

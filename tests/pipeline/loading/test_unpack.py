@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.loading.hashing import GOLDEN as STEP
-from pipeline.loading.hashing import hashes, key_of, splitmix64, unit_interval
+from pipeline.loading.hashing import derived_key, hashes, splitmix64, unit_interval
 from pipeline.loading.noise import crop_grids, crop_starts, normal_noise
 from pipeline.loading.tokens import Moments, TokenMaker
 from pipeline.loading.unpack import fsq_codes, unpack, unpack_on_device
@@ -100,15 +100,17 @@ def test_an_index_outside_the_codebook_has_no_codes() -> None:
 def test_hashes_are_pinned_for_ever() -> None:
     first = splitmix64(np.array([0, 1, 2**64 - 1], dtype=np.uint64)).tolist()
     assert first == [0xE220A8397B1DCDAF, 0x910A2DEC89025CC1, 0xE4D971771B652C20]
-    assert key_of(0, 1, "crop") != key_of(1, 0, "crop")
-    uniform = unit_interval(hashes(np.arange(100_000), key_of(5, 0, "test")))
+    assert derived_key(0, 1, "crop") == derived_key(np.int64(0), np.int32(1), "crop")
+    keys = [derived_key(*words) for words in ((0, 1), (1, 0), (0, "1"), ("0", 1), (0, 1, ""))]
+    assert len(set(keys)) == 5
+    uniform = unit_interval(hashes(np.arange(100_000), derived_key(5, 0, "test")))
     assert 0 <= uniform.min() < 1e-3 < 1 - 1e-3 < uniform.max() < 1
     assert np.histogram(uniform, 100)[0].std() < 50  # 32 is expected
 
 
 def test_noise_is_that_of_the_hash_of_its_sample() -> None:
     samples = np.array([3, 10**12], dtype=np.int64)
-    keys = hashes(samples, key_of(7, 2, "noise"))
+    keys = hashes(samples, derived_key(7, 2, "noise"))
     with np.errstate(over="ignore"):
         counters = keys[:, None] + np.arange(3, dtype=np.uint64) * np.uint64(STEP)
         hashed = splitmix64(counters - np.uint64(STEP))  # which adds it again
