@@ -1,0 +1,1 @@
+"""What stands behind the loader: order, steps, bytes, tokens, batches."""

@@ -1,0 +1,115 @@
+"""Stored bytes of a batch of clips to numbers: with numpy on the CPU, with torch on any device.
+
+Layouts: ``pipeline/packing.py``. Both sides give the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.packing import INDEX_PACKINGS
+
+_FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+# The high bits of four neighbours, in place, for every value of their byte. Four int32 are looked
+# up as one element of 16 bytes, which is what makes this fast.
+_HIGH_BITS = np.array(
+    [[(byte >> shift & 3) << 16 for shift in (0, 2, 4, 6)] for byte in range(256)], dtype=np.int32
+)
+_QUADS = _HIGH_BITS.view(np.complex128).reshape(256)
+
+
+def unpack(
+    blob: npt.NDArray[np.uint8], packing: str, shape: Sequence[int]
+) -> npt.NDArray[np.int32] | npt.NDArray[np.float32]:
+    """Numbers of several clips; no more than the result is allocated, but for fp16.
+
+    Args:
+        blob: uint8 ``[B, packed bytes of a clip]``, each row contiguous.
+        packing: one of ``packing.INDEX_PACKINGS`` or ``LATENT_PACKINGS``.
+        shape: what is stored of one clip: ``[t, h, w]``, or ``[2c, t, h, w]`` for latents.
+
+    Returns:
+        int32 ``[B, t, h, w]`` or float32 ``[B, 2c, t, h, w]``, writable.
+    """
+    batch, num = blob.shape[0], math.prod(shape)
+    if packing == "u16+u2":
+        quads = math.ceil(num / 4)
+        indices = np.empty((batch, 4 * quads), dtype=np.int32)
+        # "clip" never clips a byte here; it lets take write into the result without a buffer
+        np.take(_QUADS, blob[:, 2 * num :], out=indices.view(np.complex128), mode="clip")
+        indices = indices[:, :num]
+        np.bitwise_or(indices, blob[:, : 2 * num].view("<u2"), out=indices)
+        return indices.reshape(batch, *shape)
+    if packing in INDEX_PACKINGS:
+        indices = np.empty((batch, num), dtype=np.int32)
+        np.copyto(indices, blob.view({"u16": "<u2", "i32": "<i4"}[packing]))
+        return indices.reshape(batch, *shape)
+    values = np.empty((batch, num), dtype=np.float32)
+    if packing == "bf16":
+        bits = values.view(np.uint32)
+        np.copyto(bits, blob.view("<u2"))
+        bits <<= 16
+    elif packing == "fp16":
+        halves = np.array(blob.view("<u2"), order="C")  # torch refuses what is read-only
+        # numpy converts halves ten times slower than torch
+        torch.from_numpy(values).copy_(torch.from_numpy(halves).view(torch.float16))
+    else:
+        np.copyto(values, blob.view("<f4"))
+    return values.reshape(batch, *shape)
+
+
+def unpack_on_device(blob: Tensor, packing: str, shape: Sequence[int]) -> Tensor:
+    """``unpack`` on the device of ``blob`` (uint8 ``[B, packed bytes of a clip]``)."""
+    batch, num = blob.shape[0], math.prod(shape)
+    if packing in _FLOATS:
+        return blob.contiguous().view(_FLOATS[packing]).float().reshape(batch, *shape)
+    if packing == "i32":
+        return blob.contiguous().view(torch.int32).clone().reshape(batch, *shape)
+    low = blob[:, : 2 * num].contiguous().view(torch.int16)
+    indices = low.to(torch.int32).bitwise_and_(0xFFFF)
+    if packing == "u16+u2":
+        shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=blob.device)
+        high = (blob[:, 2 * num :, None] >> shifts).bitwise_and_(3).reshape(batch, -1)
+        indices |= high[:, :num].to(torch.int32) << 16
+    return indices.reshape(batch, *shape)
+
+
+def fsq_codes(indices: Tensor, levels: Sequence[int]) -> Tensor:
+    """Codes of FSQ indices, as the tokenizer's quantiser gives them.
+
+    Args:
+        indices: integers ``[B, t, h, w]``.
+        levels: levels of each channel, the first being the least significant digit.
+
+    Returns:
+        float32 ``[B, c, t, h, w]`` in [-1, 1].
+
+    Raises:
+        IndexError: an index outside the codebook (on the CPU; a GPU stops with its own error).
+    """
+    tables = _code_tables(tuple(levels), indices.device)
+    flat = indices.reshape(-1)
+    codes = torch.empty((indices.shape[0], len(levels), *indices.shape[1:]), device=indices.device)
+    for channel, table in enumerate(tables):
+        codes[:, channel] = table.index_select(0, flat).view(indices.shape)
+    return codes
+
+
+@functools.lru_cache(maxsize=8)
+def _code_tables(levels: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """Of each channel the code of every index, float32 ``[codebook size]``."""
+    tables = []
+    rest = torch.arange(math.prod(levels), dtype=torch.int32)
+    for level in levels:
+        centre = level // 2
+        tables.append(((rest % level - centre).float() / centre).to(device))
+        rest = rest // level
+    return tuple(tables)
