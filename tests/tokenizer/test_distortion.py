@@ -33,6 +33,7 @@ def test_values_are_those_of_the_published_evaluation(size: tuple[int, int, int]
 
 
 def test_each_frame_agrees_with_torchmetrics() -> None:
+    """Away from the edges: torchmetrics reflects there, the published figures leave them out."""
     image = pytest.importorskip("torchmetrics.functional.image")
     noisy, clean = noisy_pair(3, 64, 80)
     values = psnr(noisy, clean), ssim(noisy, clean)
@@ -40,8 +41,11 @@ def test_each_frame_agrees_with_torchmetrics() -> None:
         pair = noisy[at : at + 1], clean[at : at + 1]
         judge = image.peak_signal_noise_ratio(*pair, data_range=1.0)
         assert float(values[0][at]) == pytest.approx(float(judge), abs=1e-3)
-        judge = image.structural_similarity_index_measure(*pair, data_range=1.0)
-        assert float(values[1][at]) == pytest.approx(float(judge), abs=1e-4)
+        _, judges = image.structural_similarity_index_measure(
+            *pair, data_range=1.0, return_full_image=True
+        )
+        judge = judges[..., 5:-5, 5:-5].mean()
+        assert float(values[1][at]) == pytest.approx(float(judge), abs=1e-5)
 
 
 def test_equal_frames_reach_the_ceiling() -> None:

@@ -1,7 +1,8 @@
 """PSNR and SSIM as the published figures of VidTok were computed: one number per frame.
 
-Both compare frames in [0, 1] and agree with torchmetrics (``data_range=1``) up to the published
-constant that keeps PSNR finite. The metrics take frames, ``frames`` makes them of videos.
+Both compare frames in [0, 1] and agree with torchmetrics (``data_range=1``) but for two things the
+published figures rest on: PSNR ends at 80 dB, and SSIM leaves out the edges, where a window would
+need rows that are not there. ``frames`` makes frames of videos.
 """
 
 # B batch · C colour · T H W frames, rows, columns · N frames
