@@ -10,6 +10,7 @@ import pytest
 from jobs.benchmark import fsq_entropy
 
 
+@pytest.mark.slow
 def test_both_ways_agree_and_the_table_is_the_larger(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ measured, come by path.
 
 # N frames · C channels · H W rows, columns
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,21 +113,25 @@ class LPIPS(nn.Module):
         """
         a_NCHW, b_NCHW = checked_frames(a_NCHW, b_NCHW)
         total_N = a_NCHW.new_zeros(len(a_NCHW))
-        # One batch of both: each convolution is called once.
-        x = (torch.cat((a_NCHW, b_NCHW)) - self.shift) / self.scale
-        head = 0
+        # One after the other: what asks for no gradient, as an original does, keeps no graph.
+        pairs = zip(self._features(a_NCHW), self._features(b_NCHW), strict=True)
+        for number, (a, b) in enumerate(pairs):
+            difference_NC = (a - b).square().mean(dim=(2, 3))
+            # Not a matrix product, which autocast would round.
+            weighed_NC = difference_NC * self._of(f"head{number}_weight").view(-1)
+            total_N = total_N + weighed_NC.sum(dim=1)
+        return total_N
+
+    def _features(self, x_NCHW: Tensor) -> Iterator[Tensor]:
+        """What is compared, of one layer after the other, each position of length 1."""
+        x = (x_NCHW - self.shift) / self.scale
         for number, layer in enumerate(self.layers):
             if layer.pool:
                 x = F.max_pool2d(x, layer.pool, 2)
             weight, bias = self._of(f"conv{number}_weight"), self._of(f"conv{number}_bias")
             x = F.relu(F.conv2d(x, weight, bias, layer.stride, layer.pad))
             if layer.is_feature:
-                difference = torch.sub(*_unit(x.float()).chunk(2)).square()
-                # Not a matrix product, which autocast would round.
-                weighed = difference.mean(dim=(2, 3)) * self._of(f"head{head}_weight").view(-1)
-                total_N = total_N + weighed.sum(dim=1)
-                head += 1
-        return total_N
+                yield _unit(x.float())
 
     def _of(self, name: str) -> Tensor:
         return self.get_buffer(name)

@@ -121,12 +121,12 @@ def code_probabilities(
         expected = f"[B, {len(levels)}, ...] for the levels {list(levels)}"
         raise ShapeError("latents", expected, str(list(z_Bcthw.shape)))
     z_Nc = z_Bcthw.movedim(1, -1).flatten(0, -2)
-    entropies, marginals = [], []
     # Autocast would round the products of probabilities.
     with torch.autocast(z_Nc.device.type, enabled=False):
         z_Nc = z_Nc.float()
+        entropy, marginal_K = z_Nc.new_zeros(()), z_Nc.new_zeros(math.prod(levels))
         for block_Nc in torch.split(z_Nc, block_tokens):
-            entropy, marginal = checkpoint(
+            block_entropy, block_marginal_K = checkpoint(
                 _block_sums,
                 block_Nc,
                 levels,
@@ -134,16 +134,14 @@ def code_probabilities(
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
-            entropies.append(entropy)
-            marginals.append(marginal)
-        marginal_K = sum(marginals[1:], marginals[0]).flatten() / len(z_Nc)
-        return torch.stack(entropies).sum() / len(z_Nc), marginal_K
+            entropy, marginal_K = entropy + block_entropy, marginal_K + block_marginal_K
+        return entropy / len(z_Nc), marginal_K / len(z_Nc)
 
 
 def _block_sums(
     z_Nc: Tensor, levels: Sequence[int], inverse_temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Sums over tokens: entropy, and probabilities [codes of last channels, of first ones]."""
+    """Sums over tokens: of their entropies, and of the probabilities of each code [K]."""
     logarithms = []
     for channel, level in enumerate(levels):
         steps = (torch.arange(level, device=z_Nc.device) - level // 2) / (level // 2)
@@ -152,7 +150,7 @@ def _block_sums(
     entropy = -torch.stack([(log.exp() * log).sum() for log in logarithms]).sum()
     cut = _cut(levels)
     low, high = _joint(logarithms[:cut], z_Nc), _joint(logarithms[cut:], z_Nc)
-    return entropy, high.T @ low
+    return entropy, (high.T @ low).flatten()
 
 
 def _joint(logarithms: Sequence[Tensor], z_Nc: Tensor) -> Tensor:
