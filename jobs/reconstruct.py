@@ -27,7 +27,7 @@ from jobs.video_files import Picture, VideoReader, VideoWriter
 from pipeline.errors import PipelineError
 from tokenizer import TokenizerError, VideoTokenizer, load_tokenizer
 from tokenizer.config import Version
-from tokenizer.metrics.distortion import psnr, ssim
+from tokenizer.metrics.distortion import frames, psnr, ssim
 from tokenizer.streaming import rechunk
 
 MODES = ("auto", "exact", "overlap", "clips")
@@ -165,7 +165,8 @@ def _compare(
     x = torch.from_numpy(picture).to(x_hat.device).permute(2, 0, 1)[None, :, None]
     x = (x.float() / 255 - 0.5) / 0.5
     writer.write(np.concatenate([picture, _pictures(x_hat)[0]], axis=1), time_)
-    return float(psnr(x_hat, x)), float(ssim(x_hat, x))
+    a, b = frames(x_hat), frames(x)
+    return float(psnr(a, b)), float(ssim(a, b))
 
 
 def _pictures(x_hat: Tensor) -> Picture:

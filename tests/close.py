@@ -36,6 +36,16 @@ def assert_close_formula(actual: Tensor | ArrayLike, expected: Tensor | ArrayLik
     _assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
+def assert_close_network(actual: Tensor | ArrayLike, expected: Tensor | ArrayLike) -> None:
+    """A discriminator or a metric's network in float32."""
+    _assert_close(actual, expected, atol=1e-4, rtol=0)
+
+
+def assert_close_loss(actual: Tensor | ArrayLike, expected: Tensor | ArrayLike) -> None:
+    """A sum over many values in float32, in another order."""
+    _assert_close(actual, expected, atol=0, rtol=1e-4)
+
+
 def assert_close_bf16(actual: Tensor | ArrayLike, expected: Tensor | ArrayLike) -> None:
     """A whole network in bfloat16 against float32: about 2% of the spread of the values."""
     a, b = _array(actual), _array(expected)

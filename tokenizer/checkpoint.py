@@ -144,7 +144,7 @@ def _weights(
         )
         return tensors, info
     path, source = fetch(source), without_secrets(source)
-    every = _read(path)
+    every = read_tensors(path)
     ignored = [key for key in every if key.startswith(IGNORED_PREFIXES)]
     tensors = {key: tensor for key, tensor in every.items() if key not in set(ignored)}
     _check_fit(config, source, tensors)
@@ -166,8 +166,12 @@ def _random_weights(config: TokenizerConfig, seed: int) -> dict[str, Tensor]:
         return {key: value.detach() for key, value in VideoTokenizer(config).state_dict().items()}
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file by key, without executing anything that it holds."""
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file by key, without executing anything that it holds.
+
+    Raises:
+        UnreadableCheckpoint: no such file, damaged, or of another format.
+    """
     if not path.is_file():
         problem = "it is a folder" if path.is_dir() else "no such file"
         raise UnreadableCheckpoint(str(path), problem)

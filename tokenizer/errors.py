@@ -10,7 +10,7 @@ the message in ``__str__``, so that they survive pickling (process pools, Ray)::
         ShapeError · DtypeError · RangeError · NonFiniteError · IndexRangeError
       MissingPart       decode without a decoder, indices of a KL model, streams if not causal
       CheckpointError        the weights
-        MissingCheckpoint · CheckpointUnavailable · WrongDigest
+        MissingCheckpoint · MissingNetwork · CheckpointUnavailable · WrongDigest
         UnreadableCheckpoint · CheckpointMismatch · BadWeights
 """
 
@@ -109,6 +109,17 @@ class MissingCheckpoint(CheckpointError):
             f"tokenizer {self.name!r} needs a checkpoint: {source}, "
             "or use checkpoint=random for a dry run"
         )
+
+
+class MissingNetwork(CheckpointError):
+    """A metric needs a trained network that is not shipped; says what to fetch."""
+
+    def __init__(self, metric: str, needed: str, source: str) -> None:
+        super().__init__(metric, needed, source)
+        self.metric, self.needed, self.source = metric, needed, source
+
+    def __str__(self) -> str:
+        return f"{self.metric} needs {self.needed}: {self.source}; nothing else stands in for it"
 
 
 class CheckpointUnavailable(CheckpointError):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from tests.close import assert_close_formula, assert_exact
-from tests.tokenizer.formulas import GOLDEN
+from tests.tokenizer.formulas import GOLDEN, weight
 from tokenizer import DtypeError, IndexRangeError
 from tokenizer.quantizers.fsq import FSQ
 
@@ -19,6 +20,7 @@ LEVELS = {
     "mixed_7_6_4_3": [7, 6, 4, 3],
 }
 GOLD = np.load(GOLDEN / "quantizers.npz")
+COMBINED = np.load(GOLDEN / "training.npz")
 
 
 def video(rows: np.ndarray) -> torch.Tensor:
@@ -65,6 +67,29 @@ def test_gradient_passes_the_rounding(name: str) -> None:
     FSQ(LEVELS[name])(z)[0].sum().backward()
     assert z.grad is not None
     assert_close_formula(rows(z.grad), GOLD[f"{name}.ste_grad"])
+
+
+def test_between_two_linear_maps_it_is_the_published_projection() -> None:
+    """No released model has one; the golden data of it are met all the same."""
+    shapes = {"project_in": (3, 5), "project_out": (5, 3)}
+    maps = {
+        name: tuple(
+            torch.from_numpy(weight(f"regularization.{name}.{part}", size))
+            for part, size in (("weight", shape), ("bias", shape[:1]))
+        )
+        for name, shape in shapes.items()
+    }
+    inner = F.linear(rows(torch.from_numpy(COMBINED["proj.z"])), *maps["project_in"])
+    codes, indices = FSQ([8, 8, 8])(video(inner.numpy()))
+    expected = rows(torch.from_numpy(COMBINED["proj.out"]))
+    assert_close_formula(F.linear(rows(codes), *maps["project_out"]), expected)
+    assert_exact(indices.flatten(), COMBINED["proj.indices"].flatten())
+
+
+def test_groups_of_channels_are_the_published_codebooks() -> None:
+    parts = [FSQ([8, 5])(z) for z in torch.from_numpy(COMBINED["multi.z"]).chunk(2, dim=1)]
+    assert_exact(torch.cat([codes for codes, _ in parts], dim=1), COMBINED["multi.out"])
+    assert_exact(torch.stack([indices for _, indices in parts], -1), COMBINED["multi.indices"])
 
 
 @pytest.mark.parametrize("levels", [[8] * 6, [8, 5, 5, 5], [7, 6, 4, 3], [2, 3]])
