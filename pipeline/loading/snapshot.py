@@ -1,0 +1,192 @@
+"""One pinned manifest as row groups and the rows selected of them, by token shape."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.loading.fetch import Fetch, Footer, Group
+from pipeline.loading.order import Numbers
+from pipeline.manifest import Line
+
+SCAN_THREADS = 16
+"""Parts looked into at once where the manifest does not say it all."""
+
+Filters = Sequence[Any] | pc.Expression
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapeClass:
+    """The selected rows of one token shape."""
+
+    shape: tuple[int, ...]
+    """``[t, h, w]``, or ``[c, t, h, w]``."""
+    groups: tuple[Group, ...]
+    """Row groups that hold such rows, in the order of shards and segments."""
+    rows: tuple[Numbers | None, ...]
+    """Of each group, which of its rows, ascending; None: all."""
+
+    @property
+    def counts(self) -> Numbers:
+        """Rows of each group; int64 ``[groups]``."""
+        pairs = zip(self.groups, self.rows, strict=True)
+        return np.array([g.rows if r is None else len(r) for g, r in pairs], dtype=np.int64)
+
+    @property
+    def group_bytes(self) -> int:
+        """Mean size of its row groups."""
+        return sum(group.num_bytes for group in self.groups) // max(1, len(self.groups))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything that a pass reads from; never changes."""
+
+    manifest: str
+    """Digest of the manifest."""
+    selection: str
+    """Digest of which rows are selected of which row groups."""
+    classes: tuple[ShapeClass, ...]
+    """By the place of their first row."""
+
+    @property
+    def num_rows(self) -> int:
+        """Clips selected."""
+        return sum(int(one.counts.sum()) for one in self.classes)
+
+
+def groups_of(line: Line, metadata: pq.FileMetaData) -> list[Group]:
+    """The row groups of a part, by its footer."""
+    footer = footer_of(line)
+    groups, start = [], 0
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        columns = [group.column(n) for n in range(group.num_columns)]
+        end = max(_start_of(column) + column.total_compressed_size for column in columns)
+        groups.append(
+            Group(
+                footer=footer, index=index, rows=group.num_rows, start=start, end=end, sha256=None
+            )
+        )
+        start = end
+    return groups
+
+
+def footer_of(line: Line) -> Footer:
+    """Where the footer of a part is."""
+    return Footer(
+        part=str(line.part),
+        start=None,
+        part_bytes=line.part_bytes,
+        sha256=line.footer_sha256,
+    )
+
+
+def _start_of(column: pq.ColumnChunkMetaData) -> int:
+    if column.dictionary_page_offset is None:
+        return int(column.data_page_offset)
+    return int(min(column.dictionary_page_offset, column.data_page_offset))
+
+
+def take_snapshot(
+    manifest: str, lines: Iterable[Line], fetch: Fetch, filters: Filters | None
+) -> Snapshot:
+    """Find the rows of a manifest that a loader hands out.
+
+    Args:
+        manifest: its digest.
+        lines: its receipts.
+        fetch: for what the manifest does not say.
+        filters: on scalar columns: an Arrow expression, or tuples ``(column, operator, value)``
+            as pyarrow takes them; None: every row.
+
+    Raises:
+        CorruptPart: a part that had to be looked into is not what was committed.
+        ValueError: filters that no row can be held against.
+    """
+    expression = None if filters is None else _expression(filters)
+    with_rows = [line for line in lines if line.part is not None]
+    with_rows.sort(key=lambda line: (line.shard, line.segment, line.generation))
+
+    def look(line: Line) -> list[tuple[Group, dict[tuple[int, ...], Numbers]]]:
+        groups = groups_of(line, fetch.metadata(footer_of(line)))
+        columns = ["token_shape", *_columns(filters, fetch, groups)]
+        return [(one, _selected(fetch.rows(one, columns).table, expression)) for one in groups]
+
+    found: dict[tuple[int, ...], list[tuple[Group, Numbers]]] = {}
+    with ThreadPoolExecutor(SCAN_THREADS, "look") as pool:
+        for part in pool.map(look, with_rows):
+            for group, selected in part:
+                for shape, rows in selected.items():
+                    found.setdefault(shape, []).append((group, rows))
+    classes = tuple(_class_of(shape, pairs) for shape, pairs in found.items())
+    return Snapshot(manifest=manifest, selection=_digest(classes, filters), classes=classes)
+
+
+def _class_of(shape: tuple[int, ...], pairs: list[tuple[Group, Numbers]]) -> ShapeClass:
+    return ShapeClass(
+        shape=shape,
+        groups=tuple(group for group, _ in pairs),
+        rows=tuple(None if len(rows) == group.rows else rows for group, rows in pairs),
+    )
+
+
+def _expression(filters: Filters) -> pc.Expression:
+    try:
+        return filters if isinstance(filters, pc.Expression) else pq.filters_to_expression(filters)
+    except (ValueError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"filters must be tuples such as ('fps', '==', 8.0), or an Arrow expression: {error}"
+        ) from error
+
+
+def _columns(filters: Filters | None, fetch: Fetch, groups: list[Group]) -> list[str]:
+    if filters is None or not groups:
+        return []
+    names = fetch.metadata(groups[0].footer).schema.to_arrow_schema().names
+    if isinstance(filters, pc.Expression):
+        text = str(filters)
+        named = [name for name in names if name in text]
+        return [name for name in named or names if name not in {"token_shape", "tokens"}]
+    terms = [term for one in filters for term in ([one] if isinstance(one, tuple) else one)]
+    unknown = sorted({term[0] for term in terms} - set(names))
+    if unknown:
+        raise ValueError(f"filters name {', '.join(unknown)}; the columns are {', '.join(names)}")
+    return sorted({term[0] for term in terms} - {"token_shape"})
+
+
+def _selected(table: pa.Table, expression: pc.Expression | None) -> dict[tuple[int, ...], Numbers]:
+    """Selected rows by shape."""
+    table = table.append_column("row number", pa.array(np.arange(table.num_rows)))
+    if expression is not None:
+        try:
+            table = table.filter(expression)
+        except pa.ArrowException as error:
+            raise ValueError(f"filters do not fit the columns: {error}") from error
+    rows = table.column("row number").to_numpy().astype(np.int64)
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for row, shape in zip(rows.tolist(), table.column("token_shape").to_pylist(), strict=True):
+        by_shape.setdefault(tuple(shape), []).append(row)
+    return {shape: np.array(found, dtype=np.int64) for shape, found in by_shape.items()}
+
+
+def _digest(classes: Sequence[ShapeClass], filters: Filters | None) -> str:
+    """Of parts, row groups and rows; the same rows by other filters are the same selection."""
+    if filters is None:
+        return "all"
+    digest = hashlib.sha256()
+    for one in classes:
+        digest.update(f"shape {one.shape}\n".encode())
+        for group, rows in zip(one.groups, one.rows, strict=True):
+            digest.update(f"{group.footer.part} {group.index} {rows is None}\n".encode())
+            if rows is not None:
+                digest.update(rows.astype("<i8").tobytes())
+    return digest.hexdigest()
