@@ -23,7 +23,7 @@ from pipeline.receipts import Receipt, commit, part_name, quarantine_name
 from pipeline.schema import TokenFormat, TokenRow
 from pipeline.segments import CommitRules, OpenVideo, ShardTask
 from pipeline.storage import Storage
-from pipeline.writer import PartDigest, QuarantinedVideo, quarantine_tar, write_part
+from pipeline.writer import NO_PART, QuarantinedVideo, quarantine_tar, write_part
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class Committer:
             rows = [row for video in videos for row in video.rows(shard.name, self._format)]
         except ValueError as error:
             raise RunError(f"{shard.name}: tokens that cannot be stored: {error}") from error
-        name, digest = self._publish(span, rows)
+        part = self._publish(span, rows)
         summaries = [video.summary for video in videos if video.summary]
         filtered: Counter[str] = Counter()
         for summary in summaries:
@@ -139,11 +139,8 @@ class Committer:
             generation=span.generation,
             attempt=self.attempt,
             fingerprint=self._format.fingerprint,
-            part=name,
             rows=len(rows),
-            part_bytes=digest.size_bytes if digest else 0,
-            part_sha256=digest.file_sha256 if digest else None,
-            footer_sha256=digest.footer_sha256 if digest else None,
+            **part,
             source_url=shard.url,
             source_bytes=self._source.size_bytes,
             source_version=self._source.version,
@@ -169,17 +166,22 @@ class Committer:
         self._log(receipt)
         return receipt
 
-    def _publish(
-        self, span: Span, rows: Sequence[TokenRow]
-    ) -> tuple[str | None, PartDigest | None]:
+    def _publish(self, span: Span, rows: Sequence[TokenRow]) -> dict[str, Any]:
+        """The receipt's fields about the part."""
         if not rows:
-            return None, None
+            return dict(NO_PART)
         name = part_name(self._shard.name, span.segment, self.attempt, span.generation)
         path = self._scratch / name
         with storage_errors(f"{self._shard.name}: {path.parent}"):  # the disk may be full
-            digest = write_part(path, rows, self._format, row_group_rows=self._rules.row_group_rows)
+            digest = write_part(
+                path,
+                rows,
+                self._format,
+                row_group_rows=self._rules.row_group_rows,
+                row_group_bytes=self._rules.row_group_bytes,
+            )
         self._storage.publish(path, f"parts/{name}")
-        return name, digest
+        return {"part": name, **digest.receipt_fields()}
 
     def _log(self, receipt: Receipt) -> None:
         """One line per segment; the rate is that of the attempt, as segments come in bursts."""

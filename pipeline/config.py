@@ -180,7 +180,9 @@ class OutputConfig:
     latent_dtype: LatentDtype = LatentDtype.fp16
     """Continuous tokenizers: how mean and log-variance are stored."""
     row_group_rows: int = 256
-    """Clips in a Parquet row group."""
+    """Most clips in a Parquet row group: what a loader reads at once."""
+    row_group_bytes: int = 8 << 20
+    """Most bytes of tokens and text in one; a single clip may have more."""
     keep_quarantined: bool = True
     """Write tars of quarantined originals to OUT/quarantine/."""
     max_quarantine_bytes: int = 256 << 20
@@ -192,6 +194,10 @@ class OutputConfig:
         """Check numbers."""
         if self.row_group_rows < 1:
             raise ValueError(f"output.row_group_rows must be at least 1, got {self.row_group_rows}")
+        if self.row_group_bytes < 1:
+            raise ValueError(
+                f"output.row_group_bytes must be at least 1, got {self.row_group_bytes}"
+            )
 
 
 @dataclass(kw_only=True, slots=True)

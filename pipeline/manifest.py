@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,19 +21,27 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import RunError
 from pipeline.fingerprint import canonical_json
-from pipeline.receipts import Receipt, check_values
+from pipeline.receipt_values import RowGroup, check_values
+from pipeline.receipts import Receipt
 from pipeline.storage import Storage
 
-MANIFEST_VERSION = 2
+MANIFEST_VERSION = 3
 """Raised when older code could no longer read new manifests rightly."""
 MAX_MANIFEST_BYTES = 1 << 30
-"""A larger file is no manifest: 10 million receipts have about that."""
+"""A larger file is no manifest: two million receipts of ten row groups have about that."""
 MAX_TABLE_BYTES = 8 << 30
 """Size of its columns when unpacked."""
 
 _FOOTER_KEY = b"vidtok.manifest"
 _ROWS_AT_ONCE = 4096
 _COUNTS = pa.map_(pa.string(), pa.int64())
+_ROW_GROUP = pa.struct(
+    [
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("end_offset", pa.int64(), nullable=False),
+        pa.field("sha256", pa.binary(32), nullable=False),
+    ]
+)
 _ENVIRONMENT = pa.dictionary(pa.int32(), pa.string())
 
 SCHEMA = pa.schema(
@@ -45,6 +54,10 @@ SCHEMA = pa.schema(
         pa.field("part_bytes", pa.int64(), nullable=False),
         pa.field("part_sha256", pa.binary(32)),
         pa.field("footer_sha256", pa.binary(32)),
+        pa.field(
+            "row_groups", pa.list_(pa.field("item", _ROW_GROUP, nullable=False)), nullable=False
+        ),
+        pa.field("shapes", _COUNTS, nullable=False),
         pa.field("source_url", pa.string(), nullable=False),
         pa.field("source_bytes", pa.int64(), nullable=False),
         pa.field("source_version", pa.string(), nullable=False),
@@ -77,6 +90,8 @@ class Line:
     part_bytes: int
     part_sha256: str | None
     footer_sha256: str | None
+    row_groups: tuple[RowGroup, ...]
+    shapes: dict[str, int]
     source_url: str
     source_bytes: int
     source_version: str
@@ -113,6 +128,7 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+_MAPS = ("shapes", "filtered", "quarantined")
 _CHANGED = {"quarantined", "numerics", "source_url", "cut_reason"}
 _UNCHANGED = tuple(name for name in SCHEMA.names if name not in _CHANGED)
 
@@ -122,10 +138,15 @@ def table_of(lines: Sequence[Line]) -> pa.Table:
 
     def values(name: str) -> list[Any]:
         column = [getattr(line, name) for line in lines]
-        if name in ("filtered", "quarantined"):
+        if name in _MAPS:
             return [sorted(counts.items()) for counts in column]
         if name in ("part_sha256", "footer_sha256"):
             return [None if text is None else bytes.fromhex(text) for text in column]
+        if name == "row_groups":
+            return [
+                [(rows, end, bytes.fromhex(digest)) for rows, end, digest in groups]
+                for groups in column
+            ]
         return column
 
     columns = [pa.array(values(field.name), field.type) for field in SCHEMA]
@@ -146,15 +167,33 @@ def lines_of(table: pa.Table) -> Iterator[Line]:
         ValueError: values that no run writes.
     """
     for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
-        columns = {name: batch.column(name).to_pylist() for name in SCHEMA.names}
+        columns: dict[str, list[Any]] = {
+            name: _row_groups(batch.column(name))
+            if name == "row_groups"
+            else batch.column(name).to_pylist()
+            for name in SCHEMA.names
+        }
         for name in ("part_sha256", "footer_sha256"):
             columns[name] = [None if value is None else value.hex() for value in columns[name]]
-        for name in ("filtered", "quarantined"):
+        for name in _MAPS:
             columns[name] = [dict(pairs) for pairs in columns[name]]
         for values in zip(*columns.values(), strict=True):
             line = Line(**dict(zip(SCHEMA.names, values, strict=True)))
             check_values(line)
             yield line
+
+
+def _row_groups(column: pa.ListArray) -> list[tuple[RowGroup, ...]]:
+    """Column by column: a manifest has millions of row groups."""
+    rows, ends, digests = column.flatten().flatten()
+    groups = [
+        RowGroup(*values)
+        for values in zip(
+            rows.to_pylist(), ends.to_pylist(), map(bytes.hex, digests.to_pylist()), strict=True
+        )
+    ]
+    offsets = (column.offsets.to_numpy() - column.offsets[0].as_py()).tolist()
+    return [tuple(groups[start:end]) for start, end in itertools.pairwise(offsets)]
 
 
 def publish(storage: Storage, table: pa.Table, key_digests: Mapping[str, bytes]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +19,19 @@ from pipeline.manifest import Line
 from pipeline.receipts import Receipt
 from pipeline.schema import TokenFormat, arrow_schema, clip_id, read_token_format
 from pipeline.storage import Storage
+from pipeline.writer import first_byte
 
-_TRAILER_BYTES = 8
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footer:
+    """A part's footer, which is what the receipt says it is."""
+
+    metadata: pq.FileMetaData
+    """Where columns lie."""
+    schema: pa.Schema
+    """Of the part."""
+    token_format: TokenFormat
+    """How ``tokens`` is packed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,26 +52,145 @@ def open_part(storage: Storage, receipt: Receipt | Line) -> Part:
     Raises:
         RunError: missing, of another size, or with a footer that is not the receipt's.
     """
-    place = f"{storage}/parts/{receipt.part}"
-    try:
+    with _trusting(f"{storage}/parts/{receipt.part}"):
         stream = storage.open(f"parts/{receipt.part}")
         size = stream.seek(0, 2)
         if size != receipt.part_bytes:
             raise ValueError(f"{size:,} bytes, its receipt says {receipt.part_bytes:,}")
-        stream.seek(size - _TRAILER_BYTES)
-        trailer = stream.read(_TRAILER_BYTES)
-        footer_bytes = int.from_bytes(trailer[:4], "little") + _TRAILER_BYTES
-        stream.seek(max(0, size - footer_bytes))
-        if hashlib.sha256(stream.read(footer_bytes)).hexdigest() != receipt.footer_sha256:
-            raise ValueError("its footer is not the one that was committed")
+        stream.seek(receipt.row_groups[-1].end_offset)
+        footer = _checked_footer(receipt, stream.read())
         stream.seek(0)
         file = pq.ParquetFile(stream, page_checksum_verification=True)
-        token_format = read_token_format(file.schema_arrow.metadata)
+    return Part(receipt=receipt, token_format=footer.token_format, file=file)
+
+
+def read_footer(storage: Storage, receipt: Receipt | Line) -> Footer:
+    """Footer of a receipt's part: one request.
+
+    Raises:
+        RunError: missing, or not the receipt's.
+    """
+    with _trusting(f"{storage}/parts/{receipt.part}"):
+        start = receipt.row_groups[-1].end_offset
+        content = storage.read_range(f"parts/{receipt.part}", start, receipt.part_bytes)
+        return _checked_footer(receipt, content)
+
+
+def _checked_footer(receipt: Receipt | Line, content: bytes) -> Footer:
+    if hashlib.sha256(content).hexdigest() != receipt.footer_sha256:
+        raise ValueError("its footer is not the one that was committed")
+    metadata = pq.read_metadata(pa.BufferReader(content))
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    rows, said = [g.num_rows for g in groups], [g.rows for g in receipt.row_groups]
+    if rows != said:
+        raise ValueError(f"its row groups have {rows} rows, its receipt says {said}")
+    starts = [0, *(first_byte(group) for group in groups[1:])]
+    if starts[1:] != [group.end_offset for group in receipt.row_groups[:-1]]:
+        raise ValueError("its row groups lie elsewhere than its receipt says")
+    schema = metadata.schema.to_arrow_schema()
+    return Footer(metadata=metadata, schema=schema, token_format=read_token_format(schema.metadata))
+
+
+@contextlib.contextmanager
+def _trusting(place: str) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError as error:
         raise RunError(f"{place} is missing") from error
     except (ValueError, OSError, pa.ArrowException) as error:
         raise RunError(f"{place} cannot be trusted: {error}") from error
-    return Part(receipt=receipt, token_format=token_format, file=file)
+
+
+def group_range(receipt: Receipt | Line, group: int) -> tuple[int, int]:
+    """First byte of a row group in its part, and the one behind its last."""
+    start = receipt.row_groups[group - 1].end_offset if group else 0
+    return start, receipt.row_groups[group].end_offset
+
+
+def read_group(storage: Storage, receipt: Receipt | Line, group: int) -> bytes:
+    """The bytes of one row group: one request; no footer is needed.
+
+    Raises:
+        RunError: missing, or not what was committed.
+    """
+    with _trusting(f"{storage}/parts/{receipt.part}"):
+        content = storage.read_range(f"parts/{receipt.part}", *group_range(receipt, group))
+    check_group(receipt, group, content)
+    return content
+
+
+def check_group(receipt: Receipt | Line, group: int, content: bytes | memoryview) -> None:
+    """Compare the bytes of a row group with its digest.
+
+    Raises:
+        RunError: they differ.
+    """
+    if hashlib.sha256(content).hexdigest() != receipt.row_groups[group].sha256:
+        raise RunError(
+            f"part {receipt.part} of {receipt.shard}, row group {group}: its bytes are not those "
+            "that were committed"
+        )
+
+
+def table_of_group(
+    footer: Footer,
+    receipt: Receipt | Line,
+    group: int,
+    content: bytes | memoryview,
+    columns: list[str] | None = None,
+) -> pa.Table:
+    """Rows of a row group from its bytes, whose digest has been compared.
+
+    Args:
+        footer: of the part.
+        receipt: of the part.
+        group: number of the row group.
+        content: its bytes.
+        columns: which; None: all.
+
+    Raises:
+        RunError: they cannot be read.
+    """
+    try:
+        window = _Window(content, *group_range(receipt, group))
+        with pq.ParquetFile(pa.PythonFile(window, mode="r"), metadata=footer.metadata) as file:
+            return file.read_row_group(group, columns=columns, use_threads=False)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise RunError(
+            f"part {receipt.part} of {receipt.shard}, row group {group}: {error}"
+        ) from error
+
+
+class _Window:
+    """A file of which only a range of bytes is at hand; Arrow reads it without copying."""
+
+    closed = False
+
+    def __init__(self, content: bytes | memoryview, start: int, end: int) -> None:
+        if len(content) != end - start:
+            raise ValueError(f"{len(content):,} bytes given, it has {end - start:,}")
+        self._content, self._start, self._size = memoryview(content), start, end
+        self._at = 0
+
+    def read_buffer(self, size: int) -> memoryview:
+        start = self._at - self._start
+        if start < 0 or start + size > len(self._content):
+            raise ValueError(f"bytes [{self._at:,}, {self._at + size:,}) are not among its own")
+        self._at += size
+        return self._content[start : start + size]
+
+    def read(self, size: int) -> bytes:
+        return bytes(self.read_buffer(size))
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = (0, self._at, self._size)[whence] + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def close(self) -> None:
+        pass
 
 
 def read_row_group(part: Part, group: int, columns: list[str] | None = None) -> pa.Table:
@@ -100,13 +232,15 @@ def check_part(part: Part, *, fingerprint: str, quarantined: Collection[str] = (
         return
     if token_format.fingerprint != fingerprint:
         yield f"its fingerprint is {token_format.fingerprint[:12]}, OUT's is {fingerprint[:12]}"
-    if part.file.metadata.num_rows != receipt.rows:
-        yield f"{part.file.metadata.num_rows} rows, its receipt says {receipt.rows}"
+    shapes: Counter[str] = Counter()
     for group in range(part.file.num_row_groups):
         table = read_row_group(part, group)
         for row, blob in zip(table.to_pylist(), blobs(table.column("tokens")), strict=True):
             if problem := _row_problem(row, blob, part, quarantined):
                 yield f"row {row['clip_id']}: {problem}"
+            shapes[",".join(map(str, row["token_shape"]))] += 1
+    if shapes != receipt.shapes:
+        yield f"clips by shape {dict(shapes)}, its receipt says {receipt.shapes}"
 
 
 def _row_problem(

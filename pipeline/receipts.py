@@ -12,21 +12,19 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from pipeline.errors import RunError
 from pipeline.fingerprint import digest_of
 from pipeline.listing import Entry
+from pipeline.receipt_values import RowGroup, check_receipt, row_groups_of
 from pipeline.schema import FORMAT_VERSION
 from pipeline.storage import Storage
 
 MAX_RECEIPT_BYTES = 64 << 20
 """A larger file is no receipt: one of 100,000 videos, all quarantined, has 30 MB."""
-
-SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,250}")
-"""Names of shards and parts: no separator, nothing that leads out of a folder."""
 
 NEVER_RETRIED = frozenset({"duplicate_key"})
 """Reasons of a quarantine that no other attempt can change: the key is another video's."""
@@ -34,8 +32,7 @@ NEVER_RETRIED = frozenset({"duplicate_key"})
 _RECEIPT_NAME = re.compile(
     r"(?P<shard>[A-Za-z0-9_][A-Za-z0-9_.-]*)\.(?P<segment>\d{5,9})(?:\.r(?P<generation>[1-9]\d{0,5}))?\.json"
 )
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_KEY_DIGESTS = re.compile(r"(?:[0-9a-f]{16})*")
+_OTHER_SPELLING = re.compile(rb"\\u[0-9a-f]{0,3}[A-F]|[0-9.]E")
 _READ_AT_ONCE = 512
 
 
@@ -73,7 +70,11 @@ class Receipt:
     part_sha256: str | None
     """Of the whole file."""
     footer_sha256: str | None
-    """Of its footer."""
+    """Of its footer, which begins where the last row group ends."""
+    row_groups: tuple[RowGroup, ...]
+    """In the part's order; with the footer they cover every byte of it."""
+    shapes: dict[str, int]
+    """``token_shape``, joined by commas -> clips of it in the part."""
     source_url: str
     """The tar or folder."""
     source_bytes: int
@@ -118,6 +119,7 @@ class Receipt:
     def to_bytes(self) -> bytes:
         """JSON with the record's own digest."""
         fields = asdict(self)
+        fields["row_groups"] = [group._asdict() for group in self.row_groups]
         return json.dumps(fields | {"digest": digest_of(fields)}, indent=1).encode()
 
     @classmethod
@@ -138,91 +140,17 @@ class Receipt:
                 raise ValueError(f"format version {version!r}, this code reads {FORMAT_VERSION}")
             if digest != digest_of(fields):
                 raise ValueError("its digest does not match its content")
-            receipt = cls(**fields)
-            _check_receipt(receipt)
+            groups = row_groups_of(fields.pop("row_groups"))
+            receipt = cls(**fields, row_groups=groups)
+            check_receipt(receipt)
             if receipt.name != name:
                 raise ValueError(f"it belongs to {receipt.name}")
+            # a flipped bit may leave the values as they are: 1E-07, or \\u00FC
+            if _OTHER_SPELLING.search(content) and receipt.to_bytes() != content:
+                raise ValueError("it is not spelt as a run spells it")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RunError(f"receipt {name} cannot be trusted: {error}") from error
         return receipt
-
-
-def check_values(record: Any) -> None:
-    """What names files, is counted or sought must be what runs write.
-
-    Args:
-        record: a ``Receipt``, or a ``manifest.Line``.
-
-    Raises:
-        ValueError: a name that leads out of its folder, or a value that cannot be.
-    """
-    for name, (is_right, wanted) in _CHECKS.items():
-        value = getattr(record, name)
-        if not is_right(value):
-            raise ValueError(f"{name} must be {wanted}, got {value!r:.80}")
-    if record.end_offset < record.start_offset:
-        raise ValueError(f"start_offset {record.start_offset} is behind {record.end_offset}")
-
-
-def _check_receipt(receipt: Receipt) -> None:
-    check_values(receipt)
-    for name in ("fingerprint", "attempt", "host"):
-        if not isinstance(getattr(receipt, name), str):
-            raise ValueError(f"{name} must be text")
-    if not isinstance(receipt.numerics, dict):
-        raise ValueError("numerics must be an object")
-    videos = receipt.quarantined
-    if not isinstance(videos, list) or not all(_is_video(video) for video in videos):
-        raise ValueError("quarantined must be a list of key, reason and message")
-    digests = receipt.key_digests
-    if not isinstance(digests, str) or not _KEY_DIGESTS.fullmatch(digests):
-        raise ValueError("key_digests must be 16 hex digits for each key")
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and SAFE_NAME.fullmatch(value) is not None
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63
-
-
-def _is_digest(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and _SHA256.fullmatch(value) is not None)
-
-
-def _are_counts(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(reason, str) and _is_number(number) for reason, number in value.items()
-    )
-
-
-def _is_video(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and value.keys() == {"key", "reason", "message"}
-        and all(isinstance(text, str) for text in value.values())
-    )
-
-
-_Check = tuple[Callable[[Any], bool], str]
-_NAME: _Check = (_is_name, "a name that a run gives")
-_NUMBER: _Check = (_is_number, "a whole number from 0 on")
-_TRUTH: _Check = (lambda value: type(value) is bool, "true or false")
-_DIGEST: _Check = (_is_digest, "a SHA-256 in hex, or null")
-_TEXT: _Check = (lambda value: isinstance(value, str), "text")
-_CHECKS: Mapping[str, _Check] = {
-    "shard": _NAME,
-    "part": (lambda value: value is None or _is_name(value), "a name that a run gives, or null"),
-    **dict.fromkeys(("segment", "generation", "rows", "part_bytes", "videos"), _NUMBER),
-    **dict.fromkeys(("source_bytes", "start_offset", "end_offset"), _NUMBER),
-    **dict.fromkeys(("final", "complete"), _TRUTH),
-    **dict.fromkeys(("part_sha256", "footer_sha256"), _DIGEST),
-    **dict.fromkeys(("source_url", "source_version"), _TEXT),
-    "cut_reason": (lambda value: value is None or isinstance(value, str), "text, or null"),
-    "filtered": (_are_counts, "numbers by reason"),
-    "created_seconds": (lambda value: type(value) in (int, float), "seconds"),
-}
 
 
 def receipt_name(shard: str, segment: int, generation: int = 0) -> str:

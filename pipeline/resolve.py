@@ -163,6 +163,7 @@ def commit_rules(run: RunConfig) -> CommitRules:
         max_clips=run.commit.max_clips,
         max_seconds=run.commit.max_seconds,
         row_group_rows=run.output.row_group_rows,
+        row_group_bytes=run.output.row_group_bytes,
         max_quarantine_bytes=run.output.max_quarantine_bytes if run.output.keep_quarantined else 0,
     )
 

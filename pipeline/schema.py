@@ -24,7 +24,7 @@ from pipeline.packing import (
     unpack_latents,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when a reader of the older version could no longer read new parts rightly."""
 
 FOOTER_KEY = b"vidtok.tokens"

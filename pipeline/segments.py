@@ -60,7 +60,9 @@ class CommitRules:
     max_seconds: float
     """Seconds since the shard's last commit after which one is due."""
     row_group_rows: int
-    """Rows of a Parquet row group."""
+    """Most rows of a Parquet row group."""
+    row_group_bytes: int = 8 << 20
+    """Most bytes of tokens and text in one, unless a single row has more."""
     max_quarantine_bytes: int
     """Originals kept per segment; 0: none, and no quarantine tar."""
 

@@ -117,7 +117,7 @@ class Storage:
         )
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
-        """Bytes ``[start, end)`` of a file, in one request; fewer where it ends before.
+        """Bytes ``[start, end)`` of a file in one request; fewer where it is shorter.
 
         Raises:
             FileNotFoundError: there is none.

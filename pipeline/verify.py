@@ -18,8 +18,8 @@ from pathlib import Path
 from pipeline.errors import PipelineError, StorageError
 from pipeline.heartbeat import read_heartbeats, running
 from pipeline.ledger import ShardState
-from pipeline.manifest import line_of
-from pipeline.parts import check_part, open_part, read_row_group
+from pipeline.manifest import line_of, lines_of, read_manifest
+from pipeline.parts import check_group, check_part, group_range, open_part, read_row_group
 from pipeline.receipts import (
     Receipt,
     ReceiptName,
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.verify",
         description="Check receipts against parts: presence, rows, digests, schema, page "
-        "checksums, index range, unique clips.",
+        "checksums, row groups, index range, unique clips; manifests against their digests.",
         epilog="exit code: 0 sound, 1 problems (each is named), 2 no such OUT",
     )
     parser.add_argument("out", metavar="OUT", help="output.root of a run: a local path or s3://...")
@@ -109,6 +109,21 @@ class Audit:
                     for problem in (*checked.problems, *self._compare(name, checked)):
                         self.num_problems += 1
                         yield problem
+        for problem in self._manifest_problems():
+            self.num_problems += 1
+            yield problem
+
+    def _manifest_problems(self) -> Iterator[str]:
+        """Loaders may have pinned any of them."""
+        for name in sorted(self._storage.entries("manifests")):
+            try:
+                table, _ = read_manifest(self._storage, name.removesuffix(".parquet"))
+                for _ in lines_of(table):
+                    pass
+            except PipelineError as error:
+                yield f"{error}; it may be removed, receipts say it all"
+            except ValueError as error:
+                yield f"manifest {name} holds what no run writes: {error}"
 
     def _check(self, name: ReceiptName) -> _Checked:
         """Look at one receipt and its part alone; called by several threads."""
@@ -128,8 +143,6 @@ class Audit:
             yield f"fingerprint {receipt.fingerprint[:12]}, OUT's is {self._fingerprint[:12]}"
             return
         if receipt.part is None:
-            if receipt.rows:
-                yield f"{receipt.rows} rows without a part"
             return
         part = open_part(self._storage, receipt)
         bad = {video["key"] for video in receipt.quarantined}
@@ -138,6 +151,9 @@ class Audit:
         content = self._storage.read(f"parts/{receipt.part}")
         if hashlib.sha256(content).hexdigest() != receipt.part_sha256:
             yield f"parts/{receipt.part}: digest differs from the committed one"
+        for group in range(len(receipt.row_groups)):
+            start, end = group_range(receipt, group)
+            check_group(receipt, group, content[start:end])
         for group in range(part.file.num_row_groups):
             table = read_row_group(part, group, ["clip_id", "key"])
             checked.clip_ids += table.column("clip_id").to_pylist()

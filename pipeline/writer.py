@@ -7,20 +7,35 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import tarfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ShardError
+from pipeline.receipt_values import RowGroup
 from pipeline.schema import TokenFormat, TokenRow, rows_to_table
 
 _MAGIC_BYTES = 8
 """A Parquet file ends with the footer's length (4 bytes) and ``PAR1``."""
+
+
+NO_PART: Mapping[str, Any] = {
+    "part": None,
+    "part_bytes": 0,
+    "part_sha256": None,
+    "footer_sha256": None,
+    "row_groups": (),
+    "shapes": {},
+}
+"""What the receipt of a segment without clips says of its part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +50,20 @@ class PartDigest:
     """Of the whole file."""
     footer_sha256: str
     """Of the footer alone: page checksums do not cover it."""
+    row_groups: tuple[RowGroup, ...]
+    """Its row groups; with the footer they cover every byte."""
+    shapes: dict[str, int]
+    """``token_shape``, joined by commas -> clips."""
+
+    def receipt_fields(self) -> dict[str, Any]:
+        """The same under a receipt's names, without the rows."""
+        return {
+            "part_bytes": self.size_bytes,
+            "part_sha256": self.file_sha256,
+            "footer_sha256": self.footer_sha256,
+            "row_groups": self.row_groups,
+            "shapes": self.shapes,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +79,18 @@ class QuarantinedVideo:
 
 
 def write_part(
-    path: Path, rows: Sequence[TokenRow], token_format: TokenFormat, *, row_group_rows: int
+    path: Path,
+    rows: Sequence[TokenRow],
+    token_format: TokenFormat,
+    *,
+    row_group_rows: int,
+    row_group_bytes: int = 8 << 20,
 ) -> PartDigest:
     """Write rows to a local Parquet file and check that they can be read back.
 
     ``tokens`` is stored plain, without dictionary, statistics or compression; the other columns
-    are compressed. Pages carry checksums.
+    are compressed. Pages carry checksums. A row group has at most that many rows, and holds no more
+    bytes of tokens and text than that, unless one row has more.
 
     Raises:
         ShardError: what was read back is not what was written.
@@ -63,10 +98,9 @@ def write_part(
     table = rows_to_table(rows, token_format)
     others = [name for name in table.column_names if name != "tokens"]
     encoded = [name for name in others if pa.types.is_string(table.schema.field(name).type)]
-    pq.write_table(
-        table,
+    with pq.ParquetWriter(
         path,
-        row_group_size=row_group_rows,
+        table.schema,
         compression={name: "zstd" for name in others} | {"tokens": "none"},
         use_dictionary=encoded,
         # nested columns are named by their leaf
@@ -75,7 +109,9 @@ def write_part(
         ],
         write_page_checksum=True,
         store_schema=True,
-    )
+    ) as file:
+        for start, end in _row_groups(rows, row_group_rows, row_group_bytes):
+            file.write_table(table.slice(start, end - start), row_group_size=end - start)
     # not pq.read_table: its threads may outlive the interpreter and abort it (arrow#33975)
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         read_back = file.read(use_threads=False)
@@ -83,11 +119,31 @@ def write_part(
         raise ShardError(
             rows[0].shard if rows else str(path), f"{path} does not read back as written"
         )
-    return digest_part(path.read_bytes(), len(rows))
+    shapes = Counter(",".join(map(str, row.token_shape)) for row in rows)
+    return digest_part(path.read_bytes(), shapes)
 
 
-def digest_part(content: bytes, rows: int) -> PartDigest:
+def _row_groups(
+    rows: Sequence[TokenRow], most_rows: int, most_bytes: int
+) -> Iterator[tuple[int, int]]:
+    """First row, and the one behind the last, of each row group."""
+    start, held = 0, 0
+    for at, row in enumerate(rows):
+        size = len(row.tokens) + len(row.caption or "") + len(row.metadata or "")
+        if at > start and (at - start >= most_rows or held + size > most_bytes):
+            yield start, at
+            start, held = at, 0
+        held += size
+    if rows:
+        yield start, len(rows)
+
+
+def digest_part(content: bytes, shapes: Mapping[str, int]) -> PartDigest:
     """Digests of a part.
+
+    Args:
+        content: of the file.
+        shapes: ``token_shape``, joined by commas -> rows.
 
     Raises:
         ValueError: it does not end like a Parquet file.
@@ -95,13 +151,31 @@ def digest_part(content: bytes, rows: int) -> PartDigest:
     footer_bytes = int.from_bytes(content[-_MAGIC_BYTES:-4], "little")
     if content[-4:] != b"PAR1" or footer_bytes + _MAGIC_BYTES > len(content):
         raise ValueError("not a whole Parquet file")
-    footer = content[-_MAGIC_BYTES - footer_bytes :]
+    footer_offset = len(content) - _MAGIC_BYTES - footer_bytes
+    metadata = pq.read_metadata(pa.BufferReader(content))
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    borders = [0, *(first_byte(group) for group in groups[1:]), footer_offset]
     return PartDigest(
-        rows=rows,
+        rows=sum(shapes.values()),
         size_bytes=len(content),
         file_sha256=hashlib.sha256(content).hexdigest(),
-        footer_sha256=hashlib.sha256(footer).hexdigest(),
+        footer_sha256=hashlib.sha256(content[footer_offset:]).hexdigest(),
+        row_groups=tuple(
+            RowGroup(group.num_rows, end, hashlib.sha256(content[start:end]).hexdigest())
+            for group, (start, end) in zip(groups, itertools.pairwise(borders), strict=False)
+        ),
+        shapes=dict(shapes),
     )
+
+
+def first_byte(group: pq.RowGroupMetaData) -> int:
+    """Where a row group's first page lies in its file."""
+    columns = [group.column(number) for number in range(group.num_columns)]
+    offsets: list[int] = [
+        column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
+        for column in columns
+    ]
+    return min(offsets)
 
 
 def quarantine_tar(

@@ -26,6 +26,7 @@ from pipeline.ledger import Ledger
 from pipeline.listing import Entry
 from pipeline.planning import make_plan
 from pipeline.reader import source_of
+from pipeline.receipt_values import RowGroup
 from pipeline.receipts import Receipt, new_attempt, part_name
 from pipeline.shards import tar_shards
 from pipeline.storage import Storage
@@ -101,16 +102,26 @@ def receipt_of(
     digest = hashlib.sha256(attempt.encode()).hexdigest()
     is_bad = int(digest[0], 16) < 2
     bad = [{"key": f"{digest[:11]}", "reason": "decode_error", "message": "a frame is damaged"}]
+    rows, size = 4000 + int(digest[:2], 16), 40_000_000 + int(digest[:5], 16)
     return Receipt(
         shard=shard,
         segment=segment,
         attempt=attempt,
         fingerprint="0" * 64,
         part=part_name(shard, segment, attempt),
-        rows=4000 + int(digest[:2], 16),
-        part_bytes=40_000_000 + int(digest[:5], 16),
+        rows=rows,
+        part_bytes=size,
         part_sha256=digest,
         footer_sha256=digest[::-1],
+        row_groups=tuple(
+            RowGroup(
+                rows=min(256, rows - 256 * number),
+                end_offset=2_350_000 * (number + 1),
+                sha256=hashlib.sha256(f"{attempt} {number}".encode()).hexdigest(),
+            )
+            for number in range(math.ceil(rows / 256))
+        ),
+        shapes={"5,32,32": rows},
         source_url=url,
         source_bytes=SOURCE_BYTES,
         source_version=version,

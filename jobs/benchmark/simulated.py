@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from pipeline.attempts import Event, Finished, Joined, Left, Wish, WorkerReport
 from pipeline.errors import Abandoned, HandedBack, ShardError, WorkerLost
+from pipeline.receipt_values import RowGroup
 from pipeline.receipts import Receipt
 from pipeline.segments import ShardTask
 from pipeline.shards import Shard, ShardKind
@@ -365,6 +366,8 @@ def _receipt(shard: str, number: int, segment: _Segment) -> Receipt:
         part_bytes=11_000_000,
         part_sha256="0" * 64,
         footer_sha256="0" * 64,
+        row_groups=(RowGroup(rows=1000, end_offset=10_990_000, sha256="0" * 64),),
+        shapes={"5,32,32": 1000},
         source_url=f"/sim/{shard}.tar",
         source_bytes=segment.end_offset,
         source_version="v",

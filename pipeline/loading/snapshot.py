@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.loading.fetch import Fetch, Footer, Group
+from pipeline.loading.fetch import Fetch, Group
 from pipeline.loading.order import Numbers
 from pipeline.manifest import Line
 
 SCAN_THREADS = 16
 """Parts looked into at once where the manifest does not say it all."""
+
+_ROW = "row number"
 
 Filters = Sequence[Any] | pc.Expression
 
@@ -63,39 +65,6 @@ class Snapshot:
         return sum(int(one.counts.sum()) for one in self.classes)
 
 
-def groups_of(line: Line, metadata: pq.FileMetaData) -> list[Group]:
-    """The row groups of a part, by its footer."""
-    footer = footer_of(line)
-    groups, start = [], 0
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        columns = [group.column(n) for n in range(group.num_columns)]
-        end = max(_start_of(column) + column.total_compressed_size for column in columns)
-        groups.append(
-            Group(
-                footer=footer, index=index, rows=group.num_rows, start=start, end=end, sha256=None
-            )
-        )
-        start = end
-    return groups
-
-
-def footer_of(line: Line) -> Footer:
-    """Where the footer of a part is."""
-    return Footer(
-        part=str(line.part),
-        start=None,
-        part_bytes=line.part_bytes,
-        sha256=line.footer_sha256,
-    )
-
-
-def _start_of(column: pq.ColumnChunkMetaData) -> int:
-    if column.dictionary_page_offset is None:
-        return int(column.data_page_offset)
-    return int(min(column.dictionary_page_offset, column.data_page_offset))
-
-
 def take_snapshot(
     manifest: str, lines: Iterable[Line], fetch: Fetch, filters: Filters | None
 ) -> Snapshot:
@@ -116,12 +85,15 @@ def take_snapshot(
     with_rows = [line for line in lines if line.part is not None]
     with_rows.sort(key=lambda line: (line.shard, line.segment, line.generation))
 
-    def look(line: Line) -> list[tuple[Group, dict[tuple[int, ...], Numbers]]]:
-        groups = groups_of(line, fetch.metadata(footer_of(line)))
-        columns = ["token_shape", *_columns(filters, fetch, groups)]
+    def look(line: Line) -> list[tuple[Group, dict[tuple[int, ...], Numbers | None]]]:
+        groups = [Group(line=line, index=index) for index in range(len(line.row_groups))]
+        if filters is None and len(line.shapes) == 1:
+            (text,) = line.shapes
+            return [(one, {tuple(map(int, text.split(","))): None}) for one in groups]
+        columns = ["token_shape", *_columns(filters, fetch.names(line))]
         return [(one, _selected(fetch.rows(one, columns).table, expression)) for one in groups]
 
-    found: dict[tuple[int, ...], list[tuple[Group, Numbers]]] = {}
+    found: dict[tuple[int, ...], list[tuple[Group, Numbers | None]]] = {}
     with ThreadPoolExecutor(SCAN_THREADS, "look") as pool:
         for part in pool.map(look, with_rows):
             for group, selected in part:
@@ -131,11 +103,13 @@ def take_snapshot(
     return Snapshot(manifest=manifest, selection=_digest(classes, filters), classes=classes)
 
 
-def _class_of(shape: tuple[int, ...], pairs: list[tuple[Group, Numbers]]) -> ShapeClass:
+def _class_of(
+    shape: tuple[int, ...], pairs: Sequence[tuple[Group, Numbers | None]]
+) -> ShapeClass:
     return ShapeClass(
         shape=shape,
         groups=tuple(group for group, _ in pairs),
-        rows=tuple(None if len(rows) == group.rows else rows for group, rows in pairs),
+        rows=tuple(rows for _, rows in pairs),
     )
 
 
@@ -148,10 +122,9 @@ def _expression(filters: Filters) -> pc.Expression:
         ) from error
 
 
-def _columns(filters: Filters | None, fetch: Fetch, groups: list[Group]) -> list[str]:
-    if filters is None or not groups:
+def _columns(filters: Filters | None, names: Sequence[str]) -> list[str]:
+    if filters is None:
         return []
-    names = fetch.metadata(groups[0].footer).schema.to_arrow_schema().names
     if isinstance(filters, pc.Expression):
         text = str(filters)
         named = [name for name in names if name in text]
@@ -163,19 +136,25 @@ def _columns(filters: Filters | None, fetch: Fetch, groups: list[Group]) -> list
     return sorted({term[0] for term in terms} - {"token_shape"})
 
 
-def _selected(table: pa.Table, expression: pc.Expression | None) -> dict[tuple[int, ...], Numbers]:
-    """Selected rows by shape."""
-    table = table.append_column("row number", pa.array(np.arange(table.num_rows)))
+def _selected(
+    table: pa.Table, expression: pc.Expression | None
+) -> dict[tuple[int, ...], Numbers | None]:
+    """Selected rows by shape; None: all of the row group."""
+    num_rows = table.num_rows
+    table = table.append_column(_ROW, pa.array(np.arange(num_rows)))
     if expression is not None:
         try:
             table = table.filter(expression)
         except pa.ArrowException as error:
             raise ValueError(f"filters do not fit the columns: {error}") from error
-    rows = table.column("row number").to_numpy().astype(np.int64)
     by_shape: dict[tuple[int, ...], list[int]] = {}
-    for row, shape in zip(rows.tolist(), table.column("token_shape").to_pylist(), strict=True):
+    rows, shapes = (table.column(name).to_pylist() for name in (_ROW, "token_shape"))
+    for row, shape in zip(rows, shapes, strict=True):
         by_shape.setdefault(tuple(shape), []).append(row)
-    return {shape: np.array(found, dtype=np.int64) for shape, found in by_shape.items()}
+    return {
+        shape: None if len(found) == num_rows else np.array(found, dtype=np.int64)
+        for shape, found in by_shape.items()
+    }
 
 
 def _digest(classes: Sequence[ShapeClass], filters: Filters | None) -> str:
@@ -186,7 +165,7 @@ def _digest(classes: Sequence[ShapeClass], filters: Filters | None) -> str:
     for one in classes:
         digest.update(f"shape {one.shape}\n".encode())
         for group, rows in zip(one.groups, one.rows, strict=True):
-            digest.update(f"{group.footer.part} {group.index} {rows is None}\n".encode())
+            digest.update(f"{group.line.part} {group.index} {rows is None}\n".encode())
             if rows is not None:
                 digest.update(rows.astype("<i8").tobytes())
     return digest.hexdigest()

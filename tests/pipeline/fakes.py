@@ -43,7 +43,7 @@ def token_format(packing: str = "u16+u2", **changes: Any) -> TokenFormat:
 
     discrete = packing in ("u16", "u16+u2", "i32")
     fields: dict[str, Any] = {
-        "format_version": 1,
+        "format_version": 2,
         "tokenizer": "fake",
         "checkpoint_digest": "0" * 64,
         "random_weights": False,

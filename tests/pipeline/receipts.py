@@ -7,12 +7,16 @@ from typing import Any
 
 from pipeline.ledger import Ledger
 from pipeline.reader import key_digest
+from pipeline.receipt_values import RowGroup
 from pipeline.receipts import Receipt, list_receipts, new_attempt, read_receipts
 from pipeline.storage import Storage
 
 
 def receipt(segment: int = 0, start: int = 0, end: int = 10, **changes: Any) -> Receipt:
-    """Segment ``segment`` of shard ``s``, covering bytes ``[start, end)``."""
+    """Segment ``segment`` of shard ``s``, covering bytes ``[start, end)``.
+
+    A part has one row group, unless it is said otherwise.
+    """
     fields: dict[str, Any] = {
         "shard": "s",
         "segment": segment,
@@ -23,6 +27,8 @@ def receipt(segment: int = 0, start: int = 0, end: int = 10, **changes: Any) -> 
         "part_bytes": 0,
         "part_sha256": None,
         "footer_sha256": None,
+        "row_groups": (),
+        "shapes": {},
         "source_url": "/data/s.tar",
         "source_bytes": 1000,
         "source_version": "v1",
@@ -40,6 +46,11 @@ def receipt(segment: int = 0, start: int = 0, end: int = 10, **changes: Any) -> 
         "host": "here",
         "created_seconds": round(time.time(), 3),
     }
+    if changes.get("part") is not None and changes.get("rows"):
+        rows = changes["rows"]
+        fields["part_bytes"] = 1000
+        fields["row_groups"] = (RowGroup(rows=rows, end_offset=900, sha256="c" * 64),)
+        fields["shapes"] = {"1,2,3": rows}
     return Receipt(**fields | changes)
 
 

@@ -55,9 +55,7 @@ def out_of(tmp_path: Path, rows: list[TokenRow], record: TokenFormat) -> str:
         receipt(
             part="p",
             rows=digest.rows,
-            part_bytes=digest.size_bytes,
-            part_sha256=digest.file_sha256,
-            footer_sha256=digest.footer_sha256,
+            **digest.receipt_fields(),
             final=True,
         ),
     )

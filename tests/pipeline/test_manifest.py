@@ -128,10 +128,10 @@ def with_values(name: str, *values: Any) -> Callable[[pa.Table], pa.Table]:
         (with_values("final", True), "go on behind the final one"),
         (lambda table: table.drop_columns(["rows"]), "not those of a manifest"),
         (lambda table: table.append_column("x", table["rows"]), "not those of a manifest"),
-        (lambda table: table.replace_schema_metadata({}), "version None, this code reads 2"),
+        (lambda table: table.replace_schema_metadata({}), "version None, this code reads 3"),
         (
             lambda table: table.replace_schema_metadata({"vidtok.manifest": '{"version":1}'}),
-            "version 1, this code reads 2",
+            "version 1, this code reads 3",
         ),
         (lambda table: table.replace_schema_metadata({"vidtok.manifest": "["}), "cannot be read"),
     ],

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.errors import RunError
 from pipeline.fingerprint import digest_of
+from pipeline.receipt_values import RowGroup
 from pipeline.receipts import (
     MAX_RECEIPT_BYTES,
     Receipt,
@@ -106,7 +107,7 @@ def test_a_receipt_under_anothers_name_is_refused() -> None:
 
 
 def test_a_receipt_of_another_version_is_refused() -> None:
-    with pytest.raises(RunError, match="format version 9, this code reads 1"):
+    with pytest.raises(RunError, match="format version 9, this code reads 2"):
         Receipt.from_bytes("s.00000.json", receipt(format_version=9).to_bytes())
 
 
@@ -177,6 +178,57 @@ def test_values_that_no_run_writes_are_refused(field: str, value: object) -> Non
     content = receipt(**{field: value}).to_bytes()
     with pytest.raises(RunError, match=r"receipt s\.00000\.json cannot be trusted: .*" + field):
         Receipt.from_bytes("s.00000.json", content)
+
+
+GROUP = RowGroup(rows=2, end_offset=500, sha256="a" * 64)
+NEXT = RowGroup(rows=1, end_offset=900, sha256="b" * 64)
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [
+        ([], "0 row_groups, and the part is p"),
+        ([GROUP], "row_groups hold 2 rows, the part 3"),
+        ([GROUP, NEXT, NEXT], "number 2 ends at 900, must be behind 900"),
+        ([NEXT, GROUP], "number 1 ends at 500, must be behind 900"),
+        ([GROUP, NEXT._replace(end_offset=1000)], "before the footer's end at 1,000"),
+        ([GROUP._replace(end_offset=0), NEXT], "number 0 ends at 0, must be behind 0"),
+        ([GROUP, NEXT._replace(rows=0)], "row_groups must be"),
+        ([GROUP, NEXT._replace(rows=True)], "row_groups must be"),
+        ([GROUP, NEXT._replace(end_offset=9.0)], "row_groups must be"),
+        ([GROUP, NEXT._replace(sha256=None)], "row_groups must be"),
+        ([GROUP, NEXT._replace(sha256="z" * 64)], "row_groups must be"),
+    ],
+)
+def test_row_groups_that_do_not_cover_the_part_are_refused(
+    groups: list[RowGroup], words: str
+) -> None:
+    content = receipt(part="p", rows=3, row_groups=tuple(groups)).to_bytes()
+    with pytest.raises(RunError, match=words):
+        Receipt.from_bytes("s.00000.json", content)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [[], {}, {"1,2,3": 2}, {"1,2,3": 3, "1,2,4": 0}, {"1,2": 3}, {"1x2x3": 3}, {"0,2,3": 3}],
+)
+def test_shapes_that_do_not_make_up_the_part_are_refused(shapes: object) -> None:
+    with pytest.raises(RunError, match=r"s\.00000\.json cannot be trusted: .*shapes"):
+        Receipt.from_bytes("s.00000.json", receipt(part="p", rows=3, shapes=shapes).to_bytes())
+
+
+@pytest.mark.parametrize("groups", [7, {}, [7], [[1, 2, "a"]], [{"rows": 1}]])
+def test_row_groups_that_are_no_records_are_refused(groups: object) -> None:
+    fields = json.loads(receipt().to_bytes()) | {"row_groups": groups}
+    del fields["digest"]
+    content = json.dumps(fields | {"digest": digest_of(fields)}).encode()
+    with pytest.raises(RunError, match="row_groups must be a list of rows, end_offset and sha256"):
+        Receipt.from_bytes("s.00000.json", content)
+
+
+def test_row_groups_and_shapes_come_back_as_they_were() -> None:
+    one = receipt(part="p", rows=3, row_groups=(GROUP, NEXT), shapes={"1,2,3": 1, "4,1,2,3": 2})
+    assert Receipt.from_bytes(one.name, one.to_bytes()) == one
 
 
 def test_a_field_that_is_missing_or_unknown_is_refused() -> None:

@@ -25,6 +25,7 @@ from tests.pipeline.fakes import row, token_format
 from tests.pipeline.receipts import receipt
 
 ROWS = [row(number) for number in range(5)]
+SHAPES = {"1,2,3": 5}
 
 
 @pytest.fixture
@@ -40,9 +41,7 @@ def committed(tmp_path: Path, content: bytes, digest: PartDigest) -> tuple[Stora
     return storage, receipt(
         part="p",
         rows=digest.rows,
-        part_bytes=digest.size_bytes,
-        part_sha256=digest.file_sha256,
-        footer_sha256=digest.footer_sha256,
+        **digest.receipt_fields(),
         fingerprint=token_format().fingerprint,
     )
 
@@ -83,38 +82,47 @@ def test_tokens_are_stored_plain_whatever_their_sizes(
 
 def test_the_digest_is_that_of_the_file_and_its_footer(part: Path) -> None:
     content = part.read_bytes()
-    digest = digest_part(content, 5)
+    digest = digest_part(content, SHAPES)
     footer_bytes = int.from_bytes(content[-8:-4], "little") + 8
     assert digest == PartDigest(
         rows=5,
         size_bytes=len(content),
         file_sha256=hashlib.sha256(content).hexdigest(),
         footer_sha256=hashlib.sha256(content[-footer_bytes:]).hexdigest(),
+        row_groups=digest.row_groups,
+        shapes=SHAPES,
     )
+    assert [group.rows for group in digest.row_groups] == [2, 2, 1]
+    assert digest.row_groups[-1].end_offset == len(content) - footer_bytes
+    start = 0
+    for group in digest.row_groups:
+        found = hashlib.sha256(content[start : group.end_offset]).hexdigest()
+        assert group.sha256 == found
+        start = group.end_offset
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" * 10, b"\xff\xff\xff\x7fPAR1"])
 def test_what_does_not_end_like_parquet_has_no_digest(content: bytes) -> None:
     with pytest.raises(ValueError, match="not a whole Parquet file"):
-        digest_part(content, 0)
+        digest_part(content, {})
 
 
 def test_a_part_that_does_not_read_back_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_table = writer.pq.write_table
+    write_table = writer.pq.ParquetWriter.write_table
 
-    def write_less(table: pa.Table, *args: Any, **options: Any) -> None:
-        write_table(table.slice(1), *args, **options)
+    def write_less(file: pq.ParquetWriter, table: pa.Table, **options: Any) -> None:
+        write_table(file, table.slice(1), **options)
 
-    monkeypatch.setattr(writer.pq, "write_table", write_less)
+    monkeypatch.setattr(writer.pq.ParquetWriter, "write_table", write_less)
     with pytest.raises(ShardError, match="does not read back as written"):
         write_part(tmp_path / "part", ROWS, token_format(), row_group_rows=2)
 
 
 def test_every_flipped_byte_of_the_tokens_is_found_on_reading(part: Path, tmp_path: Path) -> None:
     content = part.read_bytes()
-    digest = digest_part(content, len(ROWS))
+    digest = digest_part(content, SHAPES)
     for one in ROWS:
         at = content.index(one.tokens)
         for place in range(at, at + len(one.tokens)):
@@ -126,7 +134,7 @@ def test_every_flipped_byte_of_the_tokens_is_found_on_reading(part: Path, tmp_pa
 
 def test_every_flipped_byte_of_the_footer_is_found_on_opening(part: Path, tmp_path: Path) -> None:
     content = part.read_bytes()
-    digest = digest_part(content, len(ROWS))
+    digest = digest_part(content, SHAPES)
     footer_bytes = int.from_bytes(content[-8:-4], "little") + 8
     dice = random.Random(0)
     for _ in range(300):
@@ -141,11 +149,11 @@ def test_every_flipped_byte_of_the_footer_is_found_on_opening(part: Path, tmp_pa
 def test_a_part_of_another_size_is_found_on_opening(part: Path, tmp_path: Path, size: int) -> None:
     content = part.read_bytes()
     with pytest.raises(RunError, match="its receipt says"):
-        open_part(*committed(tmp_path, content[:size], digest_part(content, len(ROWS))))
+        open_part(*committed(tmp_path, content[:size], digest_part(content, SHAPES)))
 
 
 def test_a_missing_part_is_named(part: Path, tmp_path: Path) -> None:
-    storage, record = committed(tmp_path, b"", digest_part(part.read_bytes(), 5))
+    storage, record = committed(tmp_path, b"", digest_part(part.read_bytes(), SHAPES))
     storage.delete("parts/p")
     with pytest.raises(RunError, match="out/parts/p is missing"):
         open_part(storage, record)
@@ -155,12 +163,12 @@ def test_a_parquet_file_of_something_else_is_no_part(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other")
     content = (tmp_path / "other").read_bytes()
     with pytest.raises(RunError, match="not a token part"):
-        open_part(*committed(tmp_path, content, digest_part(content, 1)))
+        open_part(*committed(tmp_path, content, digest_part(content, {"1,2,3": 1})))
 
 
 def test_a_sound_part_has_no_problems(part: Path, tmp_path: Path) -> None:
     content = part.read_bytes()
-    opened = open_part(*committed(tmp_path, content, digest_part(content, len(ROWS))))
+    opened = open_part(*committed(tmp_path, content, digest_part(content, SHAPES)))
     assert list(check_part(opened, fingerprint=token_format().fingerprint)) == []
 
 
