@@ -80,7 +80,9 @@ class Places:
 class Order:
     """Sample numbers to places, for one kind of row."""
 
-    def __init__(self, counts: Sequence[int] | Numbers, *, num_streams: int, key: int | None):
+    def __init__(
+        self, counts: Sequence[int] | Numbers, *, num_streams: int, key: int | None
+    ) -> None:
         """Lay out an epoch.
 
         Args:

@@ -6,23 +6,29 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.errors import RunError, StorageRefused
+from pipeline.ledger import Ledger
 from pipeline.loading.fetch import Fetch, Group
 from pipeline.loading.order import Numbers
 from pipeline.manifest import Line
+from pipeline.storage import Storage
 
 SCAN_THREADS = 16
 """Parts looked into at once where the manifest does not say it all."""
 
+UNPUBLISHED = "unpublished-"
+"""Begins the digest of receipts that no manifest holds."""
+
 _ROW = "row number"
 
-Filters = Sequence[Any] | pc.Expression
+Filters: TypeAlias = Sequence[Any] | pc.Expression
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +109,7 @@ def take_snapshot(
     return Snapshot(manifest=manifest, selection=_digest(classes, filters), classes=classes)
 
 
-def _class_of(
-    shape: tuple[int, ...], pairs: Sequence[tuple[Group, Numbers | None]]
-) -> ShapeClass:
+def _class_of(shape: tuple[int, ...], pairs: Sequence[tuple[Group, Numbers | None]]) -> ShapeClass:
     return ShapeClass(
         shape=shape,
         groups=tuple(group for group, _ in pairs),
@@ -169,3 +173,34 @@ def _digest(classes: Sequence[ShapeClass], filters: Filters | None) -> str:
             if rows is not None:
                 digest.update(rows.astype("<i8").tobytes())
     return digest.hexdigest()
+
+
+def pin(storage: Storage, manifest: str | None) -> tuple[str, list[Line]]:
+    """The digest and the receipts of one manifest.
+
+    Without one everything that is committed now is taken, and a manifest of it published, so that
+    a state can name it. Where OUT cannot be written, the digest begins with ``UNPUBLISHED``: it is
+    found again as long as nothing is committed.
+
+    Raises:
+        RunError: nothing is committed there, or what is cannot be trusted.
+        StorageError: storage did not answer.
+    """
+    if manifest is not None and not manifest.startswith(UNPUBLISHED):
+        return manifest, list(Ledger.of_manifest(storage, manifest).lines())
+    ledger = Ledger.open(storage)
+    if not len(ledger):
+        raise RunError(f"{storage}: no receipts there, so nothing is committed")
+    lines = list(ledger.lines())
+    try:
+        digest = str(ledger.publish(storage))
+    except StorageRefused:
+        digest = UNPUBLISHED + _digest_of_receipts(lines)
+    if manifest is not None and digest != manifest:
+        raise RunError(f"{storage}: more is committed by now than when {manifest} was opened")
+    return digest, lines
+
+
+def _digest_of_receipts(lines: Iterable[Line]) -> str:
+    names = sorted(f"{one.shard} {one.segment} {one.generation} {one.part}" for one in lines)
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()

@@ -10,6 +10,8 @@ from pipeline.errors import RunError
 STATE_VERSION = 1
 """Raised when an older state would continue elsewhere."""
 
+_OF_WORKERS = frozenset({"next_step", "num_workers"})
+
 _REMEDIES = {
     "version": "continue with the code that wrote the state",
     "manifest": "open the data set with manifest=state['manifest']",
@@ -58,3 +60,17 @@ def states_in(record: Any) -> Iterator[dict[str, Any]]:
     elif isinstance(record, (list, tuple)):
         for value in record:
             yield from states_in(value)
+
+
+def elastic_state(record: Any) -> dict[str, Any]:
+    """The state that a stateful loader's record stands for, without its worker processes.
+
+    Raises:
+        RunError: there is none in it.
+    """
+    found = list(states_in(record))
+    if not found:
+        raise RunError("no state of a TokenDataset in there; was it taken before the first batch?")
+    # every worker's state tells what it has handed over; what comes next is the last one's
+    state = max(found, key=lambda one: (one["epoch"], one["samples"]))
+    return {name: value for name, value in state.items() if name not in _OF_WORKERS}

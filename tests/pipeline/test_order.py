@@ -52,7 +52,7 @@ def test_without_a_key_the_order_is_that_of_the_list() -> None:
 def test_neighbours_come_from_all_streams() -> None:
     layout = Order([10] * 30, num_streams=12, key=9)
     streams = layout.places(np.arange(layout.num_samples)).streams
-    for first in range(0, layout.num_samples - 12):
+    for first in range(layout.num_samples - 12):
         assert sorted(streams[first : first + 12].tolist()) == list(range(12))
 
 
