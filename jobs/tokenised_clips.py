@@ -63,8 +63,9 @@ def find_clip(root: str, clip_id: str) -> TokenisedClip:
                 continue
             table = read_row_group(part, group).slice(row, 1)
             values = table.to_pylist()[0]
-            blob = np.frombuffer(values["tokens"], np.uint8)[None]
-            tokens = part.token_format.unpack(blob, values["token_shape"])[0]
+            shape = values["token_shape"]
+            blob = part.token_format.expand(np.frombuffer(values["tokens"], np.uint8), shape)
+            tokens = part.token_format.unpack(blob[None], shape)[0]
             if not part.token_format.is_discrete:
                 tokens = np.split(tokens, 2)[0]
             settings = record["config"]["tokenizer"]

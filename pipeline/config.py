@@ -46,6 +46,13 @@ class Packing(enum.Enum):
     plain = "plain"
 
 
+class Compression(enum.Enum):
+    """What is done to packed latents."""
+
+    none = "none"
+    planes = "planes"
+
+
 class ClusterKind(enum.Enum):
     """Where workers run."""
 
@@ -179,6 +186,9 @@ class OutputConfig:
     """packed: as many bits as the codebook needs; plain: int32 for other tools."""
     latent_dtype: LatentDtype = LatentDtype.fp16
     """Continuous tokenizers: how mean and log-variance are stored."""
+    compression: Compression = Compression.none
+    """Continuous tokenizers: planes stores byte planes under Zstandard, bit-exact: smaller, and
+    slower to read."""
     row_group_rows: int = 256
     """Most clips in a Parquet row group: what a loader reads at once."""
     row_group_bytes: int = 8 << 20

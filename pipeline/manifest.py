@@ -58,6 +58,8 @@ SCHEMA = pa.schema(
             "row_groups", pa.list_(pa.field("item", _ROW_GROUP, nullable=False)), nullable=False
         ),
         pa.field("shapes", _COUNTS, nullable=False),
+        pa.field("latent_mean", pa.list_(pa.float64()), nullable=False),
+        pa.field("latent_std", pa.list_(pa.float64()), nullable=False),
         pa.field("source_url", pa.string(), nullable=False),
         pa.field("source_bytes", pa.int64(), nullable=False),
         pa.field("source_version", pa.string(), nullable=False),
@@ -92,6 +94,8 @@ class Line:
     footer_sha256: str | None
     row_groups: tuple[RowGroup, ...]
     shapes: dict[str, int]
+    latent_mean: tuple[float, ...]
+    latent_std: tuple[float, ...]
     source_url: str
     source_bytes: int
     source_version: str
@@ -175,6 +179,8 @@ def lines_of(table: pa.Table) -> Iterator[Line]:
         }
         for name in ("part_sha256", "footer_sha256"):
             columns[name] = [None if value is None else value.hex() for value in columns[name]]
+        for name in ("latent_mean", "latent_std"):
+            columns[name] = [tuple(values) for values in columns[name]]
         for name in _MAPS:
             columns[name] = [dict(pairs) for pairs in columns[name]]
         for values in zip(*columns.values(), strict=True):

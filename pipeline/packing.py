@@ -6,7 +6,12 @@
     i32      anything else, and ``output.packing=plain``: little-endian int32
     fp32, fp16, bf16   latents: mean, then log-variance, raw little-endian floats
 
-Pure numpy. bfloat16 has no numpy type: it is handled as the uint16 of its bits.
+Latents may be compressed as well, clip by clip (``output.compression=planes``): the lowest bytes
+of all values, then the next ones, up to the highest; all of it one Zstandard frame. High bytes
+(sign and exponent) of neighbouring latents are alike, low ones are noise.
+
+Pure numpy, and Arrow's Zstandard. bfloat16 has no numpy type: it is handled as the uint16 of its
+bits.
 """
 
 from __future__ import annotations
@@ -16,9 +21,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 INDEX_PACKINGS = ("u16", "u16+u2", "i32")
 LATENT_PACKINGS = ("fp32", "fp16", "bf16")
+COMPRESSIONS = ("none", "planes")
+
+_VALUE_BYTES = {"u16": 2, "i32": 4, "fp32": 4, "fp16": 2, "bf16": 2}
+_ZSTD = pa.Codec("zstd", compression_level=1)  # higher levels: slower, and no smaller on latents
 
 
 def index_packing(codebook_size: int, *, plain: bool) -> str:
@@ -34,10 +44,9 @@ def index_packing(codebook_size: int, *, plain: bool) -> str:
 
 def packed_bytes(packing: str, num_values: int) -> int:
     """Bytes that ``num_values`` take."""
-    sizes = {"u16": 2, "i32": 4, "fp32": 4, "fp16": 2, "bf16": 2}
     if packing == "u16+u2":
         return 2 * num_values + math.ceil(num_values / 4)
-    return sizes[packing] * num_values
+    return _VALUE_BYTES[packing] * num_values
 
 
 def pack_indices(indices: npt.NDArray[np.int32], packing: str) -> bytes:
@@ -126,3 +135,32 @@ def unpack_latents(
     else:
         values = raw.view({"fp16": "<f2", "fp32": "<f4"}[packing]).astype(np.float32)
     return values.reshape(raw.shape[0], *shape)
+
+
+def compress_planes(packed: bytes, packing: str) -> bytes:
+    """One clip's packed latents as byte planes in a Zstandard frame.
+
+    >>> raw = bytes([1, 7, 2, 7, 3, 7])  # three values of two bytes
+    >>> expand_planes(compress_planes(raw, "bf16"), "bf16", 6).tobytes() == raw
+    True
+    """
+    values = np.frombuffer(packed, np.uint8).reshape(-1, _VALUE_BYTES[packing])
+    return bytes(_ZSTD.compress(np.ascontiguousarray(values.T), asbytes=True))
+
+
+def expand_planes(
+    blob: bytes | npt.NDArray[np.uint8], packing: str, num_bytes: int
+) -> npt.NDArray[np.uint8]:
+    """The inverse: uint8 ``[num_bytes]``.
+
+    Raises:
+        ValueError: no such frame, or one of another length.
+    """
+    try:
+        planes = _ZSTD.decompress(pa.py_buffer(blob), decompressed_size=num_bytes)
+    except OSError as error:
+        raise ValueError(f"compressed latents cannot be read: {error}") from error
+    if len(planes) != num_bytes:
+        raise ValueError(f"compressed latents hold {len(planes):,} bytes, not {num_bytes:,}")
+    values = np.frombuffer(planes, np.uint8).reshape(_VALUE_BYTES[packing], -1)
+    return np.ascontiguousarray(values.T).reshape(-1)

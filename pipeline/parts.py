@@ -253,9 +253,11 @@ def _row_problem(
         return "it is not named after its key, rate and position"
     if row["key"] in quarantined:
         return "its video is quarantined"
-    if blob.size != token_format.clip_bytes(row["token_shape"]):
-        return f"{blob.size} bytes of tokens for shape {row['token_shape']}"
-    tokens = token_format.unpack(blob[None], row["token_shape"])
+    try:
+        expanded = token_format.expand(blob, row["token_shape"])
+    except ValueError as error:
+        return str(error)
+    tokens = token_format.unpack(expanded[None], row["token_shape"])
     if token_format.is_discrete:
         bound = token_format.codebook_size or 0
         if tokens.min() < 0 or tokens.max() >= bound:

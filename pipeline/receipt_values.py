@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -59,6 +60,18 @@ def _check_cover(record: Any) -> None:
     for name, found in (("row_groups", rows), ("shapes", sum(record.shapes.values()))):
         if found != record.rows:
             raise ValueError(f"{name} hold {found:,} rows, the part {record.rows:,}")
+    channels = {_channels(shape) for shape in record.shapes} or {0}
+    for name in ("latent_mean", "latent_std"):
+        if channels != {len(getattr(record, name))}:
+            raise ValueError(
+                f"{name} has {len(getattr(record, name))} values for shapes {record.shapes}"
+            )
+
+
+def _channels(shape: str) -> int:
+    """Of latents; 0 of indices, whose shape has no channel."""
+    numbers = shape.split(",")
+    return int(numbers[0]) if len(numbers) == 4 else 0
 
 
 def row_groups_of(values: Any) -> tuple[RowGroup, ...]:
@@ -129,6 +142,12 @@ def _are_shapes(value: Any) -> bool:
     )
 
 
+def _are_floats(value: Any) -> bool:
+    return isinstance(value, tuple) and all(
+        type(number) is float and math.isfinite(number) for number in value
+    )
+
+
 def _is_video(value: Any) -> bool:
     return (
         isinstance(value, dict)
@@ -152,6 +171,11 @@ _CHECKS: Mapping[str, _Check] = {
     **dict.fromkeys(("part_sha256", "footer_sha256"), _DIGEST),
     "row_groups": (_are_groups, "rows, end_offset and SHA-256 of each"),
     "shapes": (_are_shapes, 'numbers of clips by shape, as in {"5,32,32": 4096}'),
+    "latent_mean": (_are_floats, "finite numbers"),
+    "latent_std": (
+        lambda value: _are_floats(value) and all(number >= 0 for number in value),
+        "finite numbers from 0 on",
+    ),
     **dict.fromkeys(("source_url", "source_version"), _TEXT),
     "cut_reason": (lambda value: value is None or isinstance(value, str), "text, or null"),
     "filtered": (_are_counts, "numbers by reason"),

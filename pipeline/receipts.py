@@ -75,6 +75,10 @@ class Receipt:
     """In the part's order; with the footer they cover every byte of it."""
     shapes: dict[str, int]
     """``token_shape``, joined by commas -> clips of it in the part."""
+    latent_mean: tuple[float, ...]
+    """Of each latent channel over the part (``moments``); empty for indices."""
+    latent_std: tuple[float, ...]
+    """Standard deviation of each."""
     source_url: str
     """The tar or folder."""
     source_bytes: int
@@ -141,7 +145,8 @@ class Receipt:
             if digest != digest_of(fields):
                 raise ValueError("its digest does not match its content")
             groups = row_groups_of(fields.pop("row_groups"))
-            receipt = cls(**fields, row_groups=groups)
+            mean, std = (tuple(fields.pop(name)) for name in ("latent_mean", "latent_std"))
+            receipt = cls(**fields, row_groups=groups, latent_mean=mean, latent_std=std)
             check_receipt(receipt)
             if receipt.name != name:
                 raise ValueError(f"it belongs to {receipt.name}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline.balance import bounds
-from pipeline.config import DatasetKind, Device, Numerics, Packing, RunConfig
+from pipeline.config import Compression, DatasetKind, Device, Numerics, Packing, RunConfig
 from pipeline.encode import EncoderSpec
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import digest_of
@@ -184,6 +184,22 @@ def packing(run: RunConfig) -> str:
     return index_packing(size, plain=run.output.packing is Packing.plain)
 
 
+def compression(run: RunConfig) -> str:
+    """What is done to packed latents.
+
+    Raises:
+        ConfigError: asked for indices, which hold no more than they must already.
+    """
+    is_kl = run.tokenizer.quantizer.kind is QuantizerKind.kl
+    if run.output.compression is not Compression.none and not is_kl:
+        raise ConfigError(
+            f"output.compression={run.output.compression.name} is for continuous tokenizers; "
+            f"tokenizer {run.tokenizer.name} gives indices, which are stored in as many bits as "
+            "they need: use output.compression=none"
+        )
+    return run.output.compression.name
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """What decides every row of OUT and its encoding."""
@@ -223,6 +239,7 @@ def identity(run: RunConfig, checkpoint_digest: str) -> Identity:
                 "transform": {"resize": "short side, bilinear, antialiased", "crop": "centre"},
                 "dataset": dataset,
                 "packing": packing(run),
+                "compression": compression(run),
                 "decode": "pyav",
             }
         )
@@ -281,6 +298,7 @@ def token_format(run: RunConfig, weights: CheckpointInfo) -> TokenFormat:
         checkpoint_digest=weights.digest,
         random_weights=weights.is_random,
         packing=packing(run),
+        compression=compression(run),
         axes="t h w" if is_fsq else "c t h w",
         codebook_size=run.tokenizer.codebook_size,
         levels=tuple(quantizer.levels),

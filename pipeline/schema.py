@@ -16,7 +16,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.packing import (
+    COMPRESSIONS,
     INDEX_PACKINGS,
+    compress_planes,
+    expand_planes,
     pack_indices,
     pack_latents,
     packed_bytes,
@@ -44,6 +47,8 @@ class TokenFormat:
     """True: ``checkpoint=random``; the tokens mean nothing."""
     packing: str
     """One of ``packing.INDEX_PACKINGS`` or ``LATENT_PACKINGS``."""
+    compression: str = "none"
+    """One of ``packing.COMPRESSIONS``; indices have none."""
     axes: str
     """``t h w`` for indices, ``c t h w`` for latents; C order."""
     codebook_size: int | None
@@ -73,7 +78,7 @@ class TokenFormat:
         return (stored_shape[0] // 2, *stored_shape[1:])
 
     def clip_bytes(self, token_shape: Sequence[int]) -> int:
-        """Bytes of one clip's ``tokens``."""
+        """Bytes of one clip's ``tokens``, when expanded."""
         return packed_bytes(self.packing, int(np.prod(self.stored_shape(token_shape))))
 
     def pack(self, tokens: npt.NDArray[Any]) -> bytes:
@@ -84,10 +89,39 @@ class TokenFormat:
         """
         if self.is_discrete:
             return pack_indices(tokens, self.packing)
-        return pack_latents(tokens, self.packing)
+        packed = pack_latents(tokens, self.packing)
+        return compress_planes(packed, self.packing) if self.is_compressed else packed
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether ``tokens`` must be expanded before they are unpacked."""
+        return self.compression != "none"
+
+    def expand(
+        self, blob: npt.NDArray[np.uint8], token_shape: Sequence[int]
+    ) -> npt.NDArray[np.uint8]:
+        """One row's ``tokens`` as uint8 ``[clip_bytes]``: themselves, unless they are compressed.
+
+        Raises:
+            ValueError: not the bytes of a clip of this shape.
+        """
+        num_bytes = self.clip_bytes(token_shape)
+        if self.is_compressed:
+            return expand_planes(blob, self.packing, num_bytes)
+        if blob.size != num_bytes:
+            raise ValueError(f"{blob.size} bytes of tokens for shape {list(token_shape)}")
+        return blob
 
     def unpack(self, blob: npt.NDArray[np.uint8], token_shape: Sequence[int]) -> npt.NDArray[Any]:
-        """uint8 ``[B, clip_bytes]`` to int32 ``[B, t, h, w]`` or float32 ``[B, 2c, t, h, w]``."""
+        """What was expanded, as numbers.
+
+        Args:
+            blob: uint8 ``[B, clip_bytes]``.
+            token_shape: of one clip.
+
+        Returns:
+            int32 ``[B, t, h, w]``, or float32 ``[B, 2c, t, h, w]``.
+        """
         shape = self.stored_shape(token_shape)
         if self.is_discrete:
             return unpack_indices(blob, self.packing, shape)
@@ -109,9 +143,12 @@ class TokenFormat:
         if version != FORMAT_VERSION:
             raise ValueError(f"token format version {version!r}; this code reads {FORMAT_VERSION}")
         try:
-            return cls(**{**fields, "levels": tuple(fields["levels"])})
+            record = cls(**{**fields, "levels": tuple(fields["levels"])})
         except (KeyError, TypeError) as error:
             raise ValueError(f"broken token format record: {error}") from error
+        if record.compression not in COMPRESSIONS:
+            raise ValueError(f"compression {record.compression!r}; known are {COMPRESSIONS}")
+        return record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ShardError
+from pipeline.moments import LatentMoments, moments_of
 from pipeline.receipt_values import RowGroup
 from pipeline.schema import TokenFormat, TokenRow, rows_to_table
 
@@ -34,6 +35,8 @@ NO_PART: Mapping[str, Any] = {
     "footer_sha256": None,
     "row_groups": (),
     "shapes": {},
+    "latent_mean": (),
+    "latent_std": (),
 }
 """What the receipt of a segment without clips says of its part."""
 
@@ -54,6 +57,8 @@ class PartDigest:
     """Its row groups; with the footer they cover every byte."""
     shapes: dict[str, int]
     """``token_shape``, joined by commas -> clips."""
+    moments: LatentMoments | None = None
+    """Of its latents."""
 
     def receipt_fields(self) -> dict[str, Any]:
         """The same under a receipt's names, without the rows."""
@@ -63,6 +68,8 @@ class PartDigest:
             "footer_sha256": self.footer_sha256,
             "row_groups": self.row_groups,
             "shapes": self.shapes,
+            "latent_mean": self.moments.mean if self.moments else (),
+            "latent_std": self.moments.std if self.moments else (),
         }
 
 
@@ -120,7 +127,8 @@ def write_part(
             rows[0].shard if rows else str(path), f"{path} does not read back as written"
         )
     shapes = Counter(",".join(map(str, row.token_shape)) for row in rows)
-    return digest_part(path.read_bytes(), shapes)
+    digest = digest_part(path.read_bytes(), shapes)
+    return replace(digest, moments=moments_of(rows, token_format))
 
 
 def _row_groups(

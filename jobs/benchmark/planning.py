@@ -122,6 +122,8 @@ def receipt_of(
             for number in range(math.ceil(rows / 256))
         ),
         shapes={"5,32,32": rows},
+        latent_mean=(),
+        latent_std=(),
         source_url=url,
         source_bytes=SOURCE_BYTES,
         source_version=version,

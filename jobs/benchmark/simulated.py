@@ -368,6 +368,8 @@ def _receipt(shard: str, number: int, segment: _Segment) -> Receipt:
         footer_sha256="0" * 64,
         row_groups=(RowGroup(rows=1000, end_offset=10_990_000, sha256="0" * 64),),
         shapes={"5,32,32": 1000},
+        latent_mean=(),
+        latent_std=(),
         source_url=f"/sim/{shard}.tar",
         source_bytes=segment.end_offset,
         source_version="v",

@@ -114,7 +114,7 @@ def collate(
         As `TokenDataset` says.
     """
     token_format = picks[0][0].rows.token_format
-    packed = np.stack([loaded.blobs[row] for loaded, row in picks])
+    packed = np.stack([token_format.expand(one.blobs[row], shape) for one, row in picks])
     tokens = token_format.unpack(packed, shape)
     batch: dict[str, Any] = {}
     if token_format.is_discrete:

@@ -29,6 +29,8 @@ def receipt(segment: int = 0, start: int = 0, end: int = 10, **changes: Any) -> 
         "footer_sha256": None,
         "row_groups": (),
         "shapes": {},
+        "latent_mean": (),
+        "latent_std": (),
         "source_url": "/data/s.tar",
         "source_bytes": 1000,
         "source_version": "v1",

@@ -59,6 +59,8 @@ MISTAKES = [
     ([*DEMO, "cluster.open_shards=0"], "cluster.open_shards must be at least 1, got 0"),
     ([*DEMO, "cluster.cpus_per_worker=0"], "cluster.cpus_per_worker must be positive, got 0.0"),
     ([*DEMO, "output.row_group_rows=0"], "output.row_group_rows must be at least 1, got 0"),
+    ([*DEMO, "output.row_group_bytes=0"], "output.row_group_bytes must be at least 1, got 0"),
+    ([*DEMO, "output.compression=planes"], "output.compression=planes is for continuous"),
     ([*DEMO, "limits.range_bytes=0"], "limits.range_bytes must be above 0, got 0"),
     ([*DEMO, "--frobnicate"], "unknown option --frobnicate; see --help"),
     ([*DEMO, "frobnicate"], "frobnicate"),

@@ -19,6 +19,7 @@ from pipeline import manifest
 from pipeline.errors import RunError
 from pipeline.ledger import Ledger
 from pipeline.manifest import line_of, read_manifest
+from pipeline.receipt_values import RowGroup
 from pipeline.receipts import Receipt, commit
 from pipeline.storage import Storage
 from tests.pipeline.receipts import ledger_of, receipt
@@ -209,5 +210,7 @@ def test_opening_1050_receipts_on_s3_takes_two_listings_and_the_new_ones(
 
 
 def test_lines_are_those_of_receipts() -> None:
-    for one in five():
+    groups = tuple(RowGroup(n + 1, 100 * (n + 1), f"{n}" * 64) for n in range(3))
+    latents = {"latent_mean": (0.5, -1.0), "latent_std": (1.0, 0.0), "shapes": {"2,1,2,3": 6}}
+    for one in [*five(), receipt(part="p", rows=6, row_groups=groups, **latents)]:
         assert list(manifest.lines_of(manifest.table_of([line_of(one)]))) == [line_of(one)]

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from pipeline.packing import (
+    compress_planes,
+    expand_planes,
     index_packing,
     pack_indices,
     pack_latents,
@@ -119,6 +121,31 @@ def test_latents_of_several_clips_keep_their_shape(packing: str) -> None:
     clips = np.arange(2 * 4 * 2 * 3 * 3, dtype=np.float32).reshape(2, 4, 2, 3, 3)
     back = unpack_latents(blob(*(pack_latents(c, packing) for c in clips)), packing, (4, 2, 3, 3))
     np.testing.assert_array_equal(back, clips)
+
+
+@pytest.mark.parametrize("packing", ["fp32", "fp16", "bf16"])
+def test_byte_planes_give_back_every_bit(packing: str) -> None:
+    smooth = np.linspace(-2, 2, 5000, dtype=np.float32) ** 3
+    for values in (awkward_floats(), smooth, smooth[:1], smooth[:0]):
+        raw = pack_latents(values, packing)
+        compressed = compress_planes(raw, packing)
+        assert expand_planes(compressed, packing, len(raw)).tobytes() == raw
+    assert len(compress_planes(pack_latents(smooth, packing), packing)) < 0.9 * len(
+        pack_latents(smooth, packing)
+    )
+
+
+@pytest.mark.parametrize("size", [7998, 8002, 0, 16000])
+def test_byte_planes_of_another_length_are_refused(size: int) -> None:
+    compressed = compress_planes(bytes(8000), "bf16")
+    with pytest.raises(ValueError, match="compressed latents"):
+        expand_planes(compressed, "bf16", size)
+
+
+@pytest.mark.parametrize("blob", [b"", b"nothing of the kind", bytes(100)])
+def test_what_is_no_frame_is_refused(blob: bytes) -> None:
+    with pytest.raises(ValueError, match="compressed latents"):
+        expand_planes(blob, "bf16", 100)
 
 
 @pytest.mark.parametrize("packing", ["fp32", "fp16", "bf16"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -217,6 +218,26 @@ def test_shapes_that_do_not_make_up_the_part_are_refused(shapes: object) -> None
         Receipt.from_bytes("s.00000.json", receipt(part="p", rows=3, shapes=shapes).to_bytes())
 
 
+@pytest.mark.parametrize(
+    "latents",
+    [
+        {},
+        {"latent_mean": (0.0,) * 4},
+        {"latent_mean": (0.0,) * 3, "latent_std": (1.0,) * 3},
+        {"latent_mean": (0.0,) * 4, "latent_std": (1.0, 1.0, 1.0, -1.0)},
+        {"latent_mean": (0.0, 0.0, 0.0, float("nan")), "latent_std": (1.0,) * 4},
+        {"latent_mean": (0.0, 0.0, 0.0, "0"), "latent_std": (1.0,) * 4},
+    ],
+)
+def test_moments_that_are_not_those_of_the_channels_are_refused(latents: dict[str, Any]) -> None:
+    content = receipt(part="p", rows=3, shapes={"4,1,2,3": 3}, **latents).to_bytes()
+    with pytest.raises(RunError, match="cannot be trusted: latent_"):
+        Receipt.from_bytes("s.00000.json", content)
+    right = {"latent_mean": (0.5,) * 4, "latent_std": (1.0,) * 4}
+    one = receipt(part="p", rows=3, shapes={"4,1,2,3": 3}, **right)
+    assert Receipt.from_bytes(one.name, one.to_bytes()) == one
+
+
 @pytest.mark.parametrize("groups", [7, {}, [7], [[1, 2, "a"]], [{"rows": 1}]])
 def test_row_groups_that_are_no_records_are_refused(groups: object) -> None:
     fields = json.loads(receipt().to_bytes()) | {"row_groups": groups}
@@ -227,7 +248,7 @@ def test_row_groups_that_are_no_records_are_refused(groups: object) -> None:
 
 
 def test_row_groups_and_shapes_come_back_as_they_were() -> None:
-    one = receipt(part="p", rows=3, row_groups=(GROUP, NEXT), shapes={"1,2,3": 1, "4,1,2,3": 2})
+    one = receipt(part="p", rows=3, row_groups=(GROUP, NEXT), shapes={"1,2,3": 1, "1,3,2": 2})
     assert Receipt.from_bytes(one.name, one.to_bytes()) == one
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.dataset import TokenDataset
+from pipeline.errors import FingerprintMismatch
 from pipeline.verify import main as verify
 from tests.pipeline import runs
 
@@ -114,17 +116,39 @@ def test_two_rates_in_one_pass_are_the_union_of_two_runs(shards: str, tmp_path: 
     assert found["slow"]
 
 
-def test_latents_come_back_as_mean_and_log_variance(shards: str, tmp_path: Path) -> None:
-    status = runs.execute_here(
+def run_latents(shards: str, out: Path, *options: str) -> int:
+    return runs.execute_here(
         "+dataset=tars",
         f"dataset.shards={shards}",
         *runs.TINY,
         "tokenizer=kl_4x8x8_4chn",
         "tokenizer.checkpoint=random",
         "output.latent_dtype=fp32",
-        f"output.root={tmp_path}",
+        f"output.root={out}",
+        *options,
     )
-    assert status == 0
+
+
+def test_compressed_latents_are_the_same_and_smaller(shards: str, tmp_path: Path) -> None:
+    found = []
+    for compression in ("none", "planes"):
+        out = tmp_path / compression
+        assert run_latents(shards, out, f"output.compression={compression}") == 0
+        assert verify([str(out)]) == 0
+        found += TokenDataset(str(out), batch_size=18)
+    for name in ("tokens", "log_variance"):
+        assert torch.equal(found[0][name], found[1][name])
+    none, planes = (
+        sum(part.stat().st_size for part in (tmp_path / name).glob("parts/*"))
+        for name in ("none", "planes")
+    )
+    assert planes < none
+    with pytest.raises(FingerprintMismatch, match="compression: 'none' there, 'planes' now"):
+        run_latents(shards, tmp_path / "none", "output.compression=planes")
+
+
+def test_latents_come_back_as_mean_and_log_variance(shards: str, tmp_path: Path) -> None:
+    assert run_latents(shards, tmp_path) == 0
     [batch] = TokenDataset(str(tmp_path), batch_size=18)
     assert batch["tokens"].shape == batch["log_variance"].shape == (18, 4, 5, 4, 4)
     assert batch["tokens"].isfinite().all()

@@ -114,3 +114,26 @@ def test_latents_are_stored_as_mean_then_log_variance() -> None:
     assert record.stored_shape(one.token_shape) == (4, 1, 2, 3)
     blob = np.frombuffer(one.tokens, np.uint8)[None]
     np.testing.assert_array_equal(record.unpack(blob, one.token_shape)[0], values)
+
+
+@pytest.mark.parametrize("packing", ["fp32", "fp16", "bf16"])
+def test_compressed_latents_come_back_bit_by_bit(packing: str) -> None:
+    plain, planes = token_format(packing), token_format(packing, compression="planes")
+    values = np.random.default_rng(0).normal(size=(4, 3, 5, 7)).astype(np.float32)
+    compressed = np.frombuffer(planes.pack(values), np.uint8)
+    expanded = planes.expand(compressed, (2, 3, 5, 7))
+    assert expanded.tobytes() == plain.pack(values)
+    back = planes.unpack(expanded[None], (2, 3, 5, 7))
+    np.testing.assert_array_equal(back, plain.unpack(expanded[None], (2, 3, 5, 7)))
+
+
+def test_expanding_what_is_not_compressed_changes_nothing_but_checks_its_size() -> None:
+    record, blob = token_format(), np.frombuffer(row(3).tokens, np.uint8)
+    assert record.expand(blob, (1, 2, 3)) is blob
+    with pytest.raises(ValueError, match=r"14 bytes of tokens for shape \[1, 2, 4\]"):
+        record.expand(blob, (1, 2, 4))
+
+
+def test_an_unknown_compression_is_refused() -> None:
+    with pytest.raises(ValueError, match="compression 'lz9'; known are"):
+        TokenFormat.from_json(token_format(compression="lz9").to_json())

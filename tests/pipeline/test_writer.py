@@ -62,6 +62,34 @@ def test_row_groups_have_the_size_asked_for(part: Path) -> None:
     assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [2, 2, 1]
 
 
+@pytest.mark.parametrize(
+    ("most_rows", "most_bytes", "sizes"),
+    [
+        (2, 1 << 20, [2, 2, 2]),
+        (10, 1 << 20, [6]),
+        (10, 1, [1, 1, 1, 1, 1, 1]),
+        (10, 200, [2, 2, 1, 1]),
+        (10, 1000, [4, 1, 1]),
+        (3, 1000, [3, 1, 1, 1]),
+    ],
+)
+def test_row_groups_are_limited_by_rows_and_by_bytes(
+    tmp_path: Path, most_rows: int, most_bytes: int, sizes: list[int]
+) -> None:
+    rows = [row(n, caption="x" * 86) for n in range(4)]  # 100 bytes each, with 14 of tokens
+    rows += [row(4, caption="x" * 986), row(5, metadata="x" * 986, caption=None)]
+    digest = write_part(
+        tmp_path / "part",
+        rows,
+        token_format(),
+        row_group_rows=most_rows,
+        row_group_bytes=most_bytes,
+    )
+    assert [group.rows for group in digest.row_groups] == sizes
+    metadata = pq.read_metadata(tmp_path / "part")
+    assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == sizes
+
+
 @pytest.mark.parametrize("shapes", [[(1, 2, 3)] * 2, [(1, 2, 3), (1, 4, 4)]])
 def test_tokens_are_stored_plain_whatever_their_sizes(
     tmp_path: Path, shapes: list[tuple[int, ...]]
