@@ -1,1 +1,1 @@
-"""What `pipeline.dataset` is made of: order, steps, pinned rows, bytes, batches, state."""
+"""What stands behind the loader: order, steps, bytes, tokens, batches."""
