@@ -14,29 +14,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from pipeline.errors import RunError
+from pipeline.loading.batches import BatchMaker, checked_columns
+from pipeline.loading.cache import RangeCache
 from pipeline.loading.fetch import Fetch
-from pipeline.loading.order import count_streams, key_of
-from pipeline.loading.passes import Layout, Share, Slot, Work
-from pipeline.loading.prefetch import ahead
+from pipeline.loading.hashing import derived_key
+from pipeline.loading.join import SideTable
+from pipeline.loading.order import count_streams
+from pipeline.loading.passes import Layout, Share
 from pipeline.loading.ranks import agree_on, own_place
-from pipeline.loading.rows import Loaded, collate, load_group
-from pipeline.loading.snapshot import Filters, Snapshot, pin, take_snapshot
+from pipeline.loading.reader import Reader
+from pipeline.loading.snapshot import Filters, Snapshot, pin, take_snapshot, token_format_of
 from pipeline.loading.state import STATE_VERSION, check_state, elastic_state
-from pipeline.schema import TokenRow
+from pipeline.loading.tokens import Moments, TokenMaker
 from pipeline.storage import Storage
 
 PREFETCH_BYTES = 64 << 20
 THREADS = 4
 """That read and unpack; of a worker process one."""
-COLUMNS = tuple(one.name for one in fields(TokenRow) if one.name not in ("tokens", "token_shape"))
-"""What may be asked for besides tokens."""
+CACHE_BYTES = 64 << 30
 
 Batch = dict[str, Any]
 
@@ -75,11 +76,18 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         columns: Sequence[str] | None = None,
         filters: Filters | None = None,
         tokens_per_batch: int | None = None,
+        tokens_dtype: Literal["int32", "int64", "codes"] = "int32",
+        latents: Literal["mean", "sample"] = "mean",
+        normalize: bool = False,
+        crop_latents: tuple[int, int, int] | None = None,
+        join: str | None = None,
         transform: Callable[[Batch], Any] | None = None,
         device: str | torch.device | None = None,
         prefetch_bytes: int = PREFETCH_BYTES,
         threads: int | None = None,
         num_streams: int | None = None,
+        cache_dir: str | None = None,
+        cache_bytes: int = CACHE_BYTES,
         on_corrupt: Literal["raise", "replace"] = "raise",
         manifest: str | None = None,
         storage_options: dict[str, Any] | None = None,
@@ -99,11 +107,19 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             columns: besides tokens; None: all, (): none.
             filters: which rows; ``[("fps", "==", 8.0)]`` or an Arrow expression.
             tokens_per_batch: instead of B rows as many as have so many tokens, by shape.
+            tokens_dtype: of indices; "codes" are those of FSQ, float32 ``[B, c, t, h, w]`` in
+                [-1, 1].
+            latents: "sample": ``tokens`` are drawn from the stored Gaussian, by seed and sample.
+            normalize: latents get mean 0 and variance 1 by what the manifest says of channels.
+            crop_latents: t, h, w that are cut out of each token grid, where says the seed.
+            join: URL of a table (parquet, csv, jsonl) whose columns are attached by ``clip_id``.
             transform: of each batch, last.
-            device: where tensors go.
+            device: packed bytes are sent there and unpacked there.
             prefetch_bytes: read ahead, beyond the batch that is due.
             threads: that read ahead; None: ``THREADS``, 1 in a worker process.
             num_streams: see above, of each shape; None: as many as 256 MiB hold, at most 96.
+            cache_dir: local folder that keeps row groups, shared by processes.
+            cache_bytes: at most kept there.
             on_corrupt: "replace": rows of a row group that is not what was committed are replaced
                 by others of their shape and counted in ``num_replaced``.
             manifest: digest of the manifest to pin; None: everything that is committed now.
@@ -121,10 +137,15 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         )  # fmt: skip
         if on_corrupt not in ("raise", "replace"):
             raise ValueError(f"on_corrupt must be 'raise' or 'replace', got {on_corrupt!r}")
-        self._columns = COLUMNS if columns is None else tuple(columns)
-        unknown = [name for name in self._columns if name not in COLUMNS]
-        if unknown:
-            raise ValueError(f"columns has {unknown}, there are {', '.join(COLUMNS)}")
+        self._columns = checked_columns(columns)
+        self._join = None if join is None else SideTable(join, taken=self._columns)
+        self._tokens: dict[str, Any] = {
+            "tokens_dtype": tokens_dtype,
+            "latents": latents,
+            "crop": crop_latents,
+        }
+        self._normalize = normalize
+        self._cache = None if cache_dir is None else (cache_dir, cache_bytes)
         self._rank, self._world_size, is_group = own_place(rank, world_size)
         self._root, self._storage_options = root, storage_options
         self._batch_size, self._tokens_per_batch = batch_size, tokens_per_batch
@@ -145,10 +166,13 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         if self._is_group:
             manifest = agree_on(lambda: pin(storage, None)[0])
         digest, lines = pin(storage, manifest)
-        snapshot = take_snapshot(digest, lines, Fetch(storage), self._filters)
+        fetch = Fetch(storage)
+        snapshot = take_snapshot(digest, lines, fetch, self._filters)
         if self._filters is not None and not snapshot.num_rows:
             raise RunError(f"{self._root}: the filters select no clip: {self._filters}")
         self._use(snapshot)
+        if snapshot.classes:
+            self._maker = self._maker_of(fetch)
 
     def _use(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
@@ -164,6 +188,25 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
                 f"{self._global_batches[0]} on {self._world_size} ranks; choose a smaller "
                 "batch_size, or drop_last=False"
             )
+
+    def _maker_of(self, fetch: Fetch) -> BatchMaker:
+        moments = self._snapshot.moments if self._normalize else None
+        tokens = TokenMaker(
+            token_format=token_format_of(fetch, self._snapshot),
+            seed=self._seed,
+            moments=None if moments is None else Moments(mean=moments.mean, std=moments.std),
+            **self._tokens,
+        )
+        if self._normalize and moments is None:
+            raise ValueError("normalize is for latents, these tokens are indices")
+        return BatchMaker(
+            tokens=tokens,
+            columns=self._columns,
+            join=self._join,
+            device=self._device,
+            marks_padding=not self._drop_last,
+            marks_replaced=self._on_corrupt == "replace",
+        )
 
     def _batch_of(self, shape: tuple[int, ...]) -> int:
         if self._tokens_per_batch is None:
@@ -302,8 +345,10 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         first = layout.plan.step_after(samples)
         if self._next_step is not None:
             first = self._next_step - share.worker
-        threads = self._threads or (1 if worker else THREADS)
-        for work, batch in self._ahead(layout, layout.works(first, share), threads):
+        if not len(layout.plan):
+            return self.set_epoch(epoch + 1)
+        reader = self._reader(self._threads or (1 if worker else THREADS))
+        for work, batch in reader.batches(layout, layout.works(first, share), epoch=epoch):
             self._position = epoch, work.step.samples_after
             self._next_step = work.number + share.num_workers if worker else None
             batch |= {"epoch": epoch, "samples": work.step.samples_after}
@@ -318,53 +363,26 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             [one.counts for one in self._snapshot.classes],
             self._streams,
             self._global_batches,
-            key=key_of(self._seed, epoch) if self._shuffle else None,
+            key=derived_key(self._seed, epoch) if self._shuffle else None,
             drop_last=self._drop_last,
             offset=offset,
         )
 
-    def _ahead(
-        self, layout: Layout, works: Iterator[Work], threads: int
-    ) -> Iterator[tuple[Work, Batch]]:
-        fetch, classes = self._fetch(), self._snapshot.classes
-
-        def load(slot: Slot) -> Loaded:
-            return load_group(
-                fetch,
-                classes[slot.kind],
-                layout.orders[slot.kind],
-                slot.group,
-                ["tokens", *self._columns],
-                replace=self._on_corrupt == "replace",
-            )
-
-        def num_bytes(work: Work) -> int:
-            one = classes[work.step.kind]
-            rows = 2 * len(work.slots) * one.group_bytes // max(1, int(one.counts.mean()))
-            return rows + sum(one.groups[slot.group].num_bytes for slot in work.fresh)
-
-        return ahead(
-            works, load, self._make, num_bytes, limit_bytes=self._prefetch_bytes, threads=threads
+    def _reader(self, threads: int) -> Reader:
+        return Reader(
+            fetch=self._fetch(),
+            classes=self._snapshot.classes,
+            maker=self._maker,
+            prefetch_bytes=self._prefetch_bytes,
+            threads=threads,
         )
-
-    def _make(self, work: Work) -> Batch:
-        loaded = [slot.loaded.result() for slot in work.slots]
-        picks = [(one, one.row(at)) for one, at in zip(loaded, work.offsets, strict=True)]
-        batch = collate(picks, self._snapshot.classes[work.step.kind].shape, self._columns)
-        if not self._drop_last:
-            batch["is_padding"] = torch.from_numpy(work.is_padding)
-        if self._on_corrupt == "replace":
-            batch["replaced"] = torch.tensor([one.is_replaced for one in loaded])
-        if self._device is not None:
-            for name, value in batch.items():
-                batch[name] = value.to(self._device) if torch.is_tensor(value) else value
-        return batch
 
     def _fetch(self) -> Fetch:
         """Of this process: connections do not survive a fork."""
         if self._opened is None or self._opened[0] != os.getpid():
             storage = Storage(self._root, self._storage_options)
-            self._opened = os.getpid(), Fetch(storage)
+            cache = None if self._cache is None else RangeCache(*self._cache)
+            self._opened = os.getpid(), Fetch(storage, cache)
         return self._opened[1]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from pipeline.errors import CorruptPart, RunError, StorageRefused
+from pipeline.loading.cache import RangeCache
 from pipeline.manifest import Line
 from pipeline.parts import Footer, group_range, read_footer, read_group, table_of_group
 from pipeline.schema import TokenFormat
@@ -16,9 +17,6 @@ from pipeline.storage import Storage
 
 MAX_FOOTERS = 256
 """Footers kept; others are read again: a data set has more parts than memory for them."""
-
-ReadsGroup = Callable[[Storage, Line, int], bytes]
-"""The bytes of a row group, whose digest has been compared; such as ``parts.read_group``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +56,14 @@ class Rows:
 class Fetch:
     """Reads row groups. Used by several threads."""
 
-    def __init__(self, storage: Storage, read: ReadsGroup = read_group) -> None:
+    def __init__(self, storage: Storage, cache: RangeCache | None = None) -> None:
         """Open nothing yet.
 
         Args:
             storage: OUT.
-            read: where bytes come from, such as a cache.
+            cache: of row groups read before.
         """
-        self._storage, self._read = storage, read
+        self._storage, self._cache = storage, cache
         self._footers: dict[str, Footer] = {}
         self._lock = threading.Lock()
 
@@ -82,7 +80,7 @@ class Fetch:
         """
         try:
             footer = self._footer(group.line)
-            content = self._read(self._storage, group.line, group.index)
+            content = self._bytes(group)
             wanted = None if columns is None else list(columns)
             table = table_of_group(footer, group.line, group.index, content, wanted)
         except StorageRefused:
@@ -91,15 +89,25 @@ class Fetch:
             raise CorruptPart(f"{group}: {error}") from error
         return Rows(token_format=footer.token_format, table=table)
 
-    def names(self, line: Line) -> list[str]:
-        """Columns of a part.
+    def _bytes(self, group: Group) -> bytes:
+        """Of a row group; their digest has been compared."""
+
+        def read() -> bytes:
+            return read_group(self._storage, group.line, group.index)
+
+        if self._cache is None:
+            return read()
+        return self._cache.get(group.line.row_groups[group.index].sha256, read)
+
+    def footer(self, line: Line) -> Footer:
+        """A part's, by its receipt.
 
         Raises:
-            CorruptPart: its footer is not the one that was committed.
+            CorruptPart: it is not the one that was committed.
             StorageError: storage did not answer.
         """
         try:
-            return list(self._footer(line).schema.names)
+            return self._footer(line)
         except StorageRefused:
             raise
         except RunError as error:

@@ -1,4 +1,4 @@
-"""Pure: the order of an epoch. Numbers are mixed and sorted, so no library's dice are trusted.
+"""Pure: the order of an epoch. Numbers are hashed and sorted, so no library's dice are trusted.
 
 Rows lie in row groups. The groups are permuted, their rows put one behind the other, and that line
 is cut into streams of equal length; sample i is taken from stream ``i mod C`` at ``i // C``. Every
@@ -8,12 +8,13 @@ holds one row group a stream.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.loading.hashing import derived_key, hashes
 
 Numbers = npt.NDArray[np.int64]
 
@@ -23,36 +24,13 @@ STREAMS_BYTES = 256 << 20
 """Packed bytes of the row groups that are open at once."""
 
 
-def splitmix64(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Each number mixed, one to one, as the generator of that name does.
-
-    >>> [hex(n) for n in splitmix64(np.array([0, 1], dtype=np.uint64)).tolist()]
-    ['0xe220a8397b1dcdaf', '0x910a2dec89025cc1']
-    """
-    mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
-
-
-def key_of(*words: int | str) -> int:
-    """64 bits for what is drawn: seed, epoch, purpose, whatever tells it from other draws.
-
-    >>> key_of(0, 1, "rows") == key_of(0, 1, "rows"), key_of(0, 1, "a") == key_of(0, 1, "b")
-    (True, False)
-    """
-    text = "/".join(str(word) for word in words).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-
-
 def permutation(num: int, key: int) -> Numbers:
     """0..num-1 in the order that a key gives; int64 ``[num]``.
 
     >>> permutation(8, key=1).tolist()
     [2, 4, 6, 5, 0, 3, 7, 1]
     """
-    mixed = splitmix64(np.arange(num, dtype=np.uint64) ^ np.uint64(key))
-    return np.argsort(mixed, kind="stable").astype(np.int64)
+    return np.argsort(hashes(np.arange(num), key), kind="stable").astype(np.int64)
 
 
 def count_streams(num_groups: int, group_bytes: int) -> int:
@@ -111,4 +89,4 @@ class Order:
         """Offset to row, for one row group of ``count`` rows; int64 ``[count]``."""
         if self._key is None:
             return np.arange(count, dtype=np.int64)
-        return permutation(count, key_of(self._key, group))
+        return permutation(count, derived_key(self._key, group))

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.loading.order import Numbers, Order, key_of
+from pipeline.loading.hashing import derived_key
+from pipeline.loading.order import Numbers, Order
 from pipeline.loading.plan import Kind, Plan, Step
 
 
@@ -82,15 +83,21 @@ class Layout:
             drop_last: see `Plan`.
             offset: see `Plan`.
         """
+
+        def of_kind(kind: int) -> int | None:
+            return None if key is None else derived_key(key, "rows", kind)
+
         self.orders = [
-            Order(rows, num_streams=num, key=None if key is None else key_of(key, "rows", kind))
+            Order(
+                rows, num_streams=num, key=None if key is None else derived_key(key, "rows", kind)
+            )
             for kind, (rows, num) in enumerate(zip(counts, streams, strict=True))
         ]
         kinds = [
             Kind(num_samples=order.num_samples, global_batch=size)
             for order, size in zip(self.orders, global_batches, strict=True)
         ]
-        schedule = None if key is None else key_of(key, "steps")
+        schedule = None if key is None else derived_key(key, "steps")
         self.plan = Plan(kinds, drop_last=drop_last, key=schedule, offset=offset)
 
     def works(self, first: int, share: Share) -> Iterator[Work]:

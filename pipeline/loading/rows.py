@@ -1,4 +1,4 @@
-"""Rows of the groups that are loaded: which ones, what stands in for corrupt ones, one batch."""
+"""Rows of the groups that are loaded: which ones, and what stands in for corrupt ones."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from pipeline.errors import CorruptPart
-from pipeline.loading.fetch import Fetch, Rows
-from pipeline.loading.order import Numbers, Order, key_of
+from pipeline.loading.fetch import Fetch
+from pipeline.loading.hashing import derived_key
+from pipeline.loading.order import Numbers, Order
 from pipeline.loading.snapshot import ShapeClass
 
 MAX_SUBSTITUTES = 100
@@ -23,8 +23,8 @@ MAX_SUBSTITUTES = 100
 class Loaded:
     """A row group in memory."""
 
-    rows: Rows
-    """Its columns."""
+    values: dict[str, Any]
+    """Columns besides tokens: arrays ``[rows]`` of numbers, lists of all else."""
     blobs: Any
     """Packed tokens by row: uint8 ``[rows, bytes]``, or a list of uint8 ``[bytes]``."""
     order: Numbers
@@ -59,7 +59,7 @@ def load_group(
             raise
         corrupt = error
     for attempt in range(MAX_SUBSTITUTES):
-        other = key_of(str(kind.groups[group]), attempt) % len(kind.groups)
+        other = derived_key(str(kind.groups[group]), attempt) % len(kind.groups)
         if other == group:
             continue
         try:
@@ -83,7 +83,7 @@ def _load(
     count = kind.groups[group].rows if selected is None else len(selected)
     along = order.rows(group, count)
     return Loaded(
-        rows=rows,
+        values=_values(rows.table),
         blobs=_blobs(rows.table.column("tokens")),
         order=along if selected is None else selected[along],
         is_replaced=is_replaced,
@@ -100,35 +100,17 @@ def _blobs(column: pa.ChunkedArray) -> Any:
     return [np.frombuffer(value.as_buffer(), dtype=np.uint8) for value in array]
 
 
-def collate(
-    picks: Sequence[tuple[Loaded, int]], shape: Sequence[int], columns: Sequence[str]
-) -> dict[str, Any]:
-    """One batch of one token shape.
-
-    Args:
-        picks: where each sample is: a row group and a row of it.
-        shape: ``token_shape`` of all.
-        columns: besides tokens.
-
-    Returns:
-        As `TokenDataset` says.
-    """
-    token_format = picks[0][0].rows.token_format
-    packed = np.stack([token_format.expand(one.blobs[row], shape) for one, row in picks])
-    tokens = token_format.unpack(packed, shape)
-    batch: dict[str, Any] = {}
-    if token_format.is_discrete:
-        batch["tokens"] = torch.from_numpy(tokens)
-    else:
-        mean, log_variance = np.split(tokens, 2, axis=1)
-        batch["tokens"] = torch.from_numpy(mean.copy())
-        batch["log_variance"] = torch.from_numpy(log_variance.copy())
-    for name in columns:
-        kind = picks[0][0].rows.table.schema.field(name).type
-        values = [loaded.rows.table.column(name)[row].as_py() for loaded, row in picks]
-        if pa.types.is_floating(kind) or pa.types.is_integer(kind):
-            dtype = torch.float64 if pa.types.is_floating(kind) else torch.int64
-            batch[name] = torch.tensor(values, dtype=dtype)
+def _values(table: pa.Table) -> dict[str, Any]:
+    """Columns besides tokens: integers as int64, floats as float64, all else as lists."""
+    found: dict[str, Any] = {}
+    for name in table.column_names:
+        column = table.column(name)
+        if name == "tokens":
+            continue
+        if pa.types.is_integer(column.type):
+            found[name] = column.to_numpy().astype(np.int64)
+        elif pa.types.is_floating(column.type):
+            found[name] = column.to_numpy().astype(np.float64)
         else:
-            batch[name] = values
-    return batch
+            found[name] = column.to_pylist()
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import RunError, StorageRefused
+from pipeline.errors import CorruptPart, RunError, StorageRefused
 from pipeline.ledger import Ledger
 from pipeline.loading.fetch import Fetch, Group
 from pipeline.loading.order import Numbers
 from pipeline.manifest import Line
+from pipeline.moments import LatentMoments, moments_of_parts
+from pipeline.schema import TokenFormat
 from pipeline.storage import Storage
 
 SCAN_THREADS = 16
@@ -62,6 +65,8 @@ class Snapshot:
     """Digest of the manifest."""
     selection: str
     """Digest of which rows are selected of which row groups."""
+    moments: LatentMoments | None
+    """Of the latents of all parts; None of indices."""
     classes: tuple[ShapeClass, ...]
     """By the place of their first row."""
 
@@ -96,7 +101,7 @@ def take_snapshot(
         if filters is None and len(line.shapes) == 1:
             (text,) = line.shapes
             return [(one, {tuple(map(int, text.split(","))): None}) for one in groups]
-        columns = ["token_shape", *_columns(filters, fetch.names(line))]
+        columns = ["token_shape", *_columns(filters, fetch.footer(line).schema.names)]
         return [(one, _selected(fetch.rows(one, columns).table, expression)) for one in groups]
 
     found: dict[tuple[int, ...], list[tuple[Group, Numbers | None]]] = {}
@@ -106,7 +111,12 @@ def take_snapshot(
                 for shape, rows in selected.items():
                     found.setdefault(shape, []).append((group, rows))
     classes = tuple(_class_of(shape, pairs) for shape, pairs in found.items())
-    return Snapshot(manifest=manifest, selection=_digest(classes, filters), classes=classes)
+    return Snapshot(
+        manifest=manifest,
+        selection=_digest(classes, filters),
+        moments=moments_of_parts(with_rows),
+        classes=classes,
+    )
 
 
 def _class_of(shape: tuple[int, ...], pairs: Sequence[tuple[Group, Numbers | None]]) -> ShapeClass:
@@ -204,3 +214,17 @@ def pin(storage: Storage, manifest: str | None) -> tuple[str, list[Line]]:
 def _digest_of_receipts(lines: Iterable[Line]) -> str:
     names = sorted(f"{one.shard} {one.segment} {one.generation} {one.part}" for one in lines)
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def token_format_of(fetch: Fetch, snapshot: Snapshot) -> TokenFormat:
+    """How tokens are packed: the same in every part, so the first footer that is sound says it.
+
+    Raises:
+        CorruptPart: no part has one.
+        StorageError: storage did not answer.
+    """
+    groups = [group for one in snapshot.classes for group in one.groups]
+    for group in groups[:-1]:
+        with contextlib.suppress(CorruptPart):
+            return fetch.footer(group.line).token_format
+    return fetch.footer(groups[-1].line).token_format
