@@ -3,28 +3,41 @@
 >>> from pipeline.dataset import TokenDataset            # doctest: +SKIP
 >>> for batch in TokenDataset("outputs/demo/demo", batch_size=4):
 ...     batch["tokens"]                                  # int32 [4, 5, 16, 16]
+
+Which rows a step holds is a function of seed, epoch, manifest and filters: never of ranks, worker
+processes, threads or time. Shuffled, a sample comes from one of ``num_streams`` streams, each of
+which reads whole row groups in random order; of W ranks each reads its share of the streams where
+W divides their number, else W / gcd(W, num_streams) ranks read the same row group.
 """
 
 from __future__ import annotations
 
-import functools
-import random
-from collections.abc import Iterator
-from typing import Any
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from pipeline.errors import RunError
-from pipeline.ledger import Ledger
-from pipeline.parts import Part, blobs, open_part, read_row_group
+from pipeline.loading.batches import BatchMaker, checked_columns
+from pipeline.loading.cache import RangeCache
+from pipeline.loading.fetch import Fetch
+from pipeline.loading.hashing import derived_key
+from pipeline.loading.join import SideTable
+from pipeline.loading.order import count_streams
+from pipeline.loading.passes import Layout, Share
+from pipeline.loading.ranks import agree_on, own_place
+from pipeline.loading.reader import Reader
+from pipeline.loading.snapshot import Filters, Snapshot, pin, take_snapshot, token_format_of
+from pipeline.loading.state import STATE_VERSION, check_state, elastic_state
+from pipeline.loading.tokens import Moments, TokenMaker
 from pipeline.storage import Storage
 
-SHUFFLE_GROUPS = 16
-"""Row groups held at once when shuffling; rows are mixed among them."""
-MAX_OPEN_PARTS = 64
-"""Files held open at once when shuffling; a data set has more parts than a process may open."""
+PREFETCH_BYTES = 64 << 20
+THREADS = 4
+"""That read and unpack; of a worker process one."""
+CACHE_BYTES = 64 << 30
 
 Batch = dict[str, Any]
 
@@ -37,7 +50,16 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
     (``clip_index``, ``fps``, ``start_seconds``, ``end_seconds``, ``source_width``,
     ``source_height``, ``source_fps``), the rest as lists of length B (``clip_id``, ``shard``,
     ``key``, ``frame_seconds``, ``bucket``, ``caption``, ``metadata``). All clips of a batch have
-    one token shape; the last batch of a shape may be short.
+    one token shape, the same on all ranks; batches of several shapes take turns.
+
+    Beside them ``epoch`` and ``samples`` (int: how far all ranks are when the batch is used);
+    ``is_padding`` (bool ``[B]``, with ``drop_last=False``); ``replaced`` (bool ``[B]``, with
+    ``on_corrupt="replace"``).
+
+    Every rank gets ``len(dataset)`` full batches an epoch. One pass is one epoch, the next pass
+    the next one; a pass that was broken off begins again. In a DataLoader take
+    ``batch_size=None``; its worker processes share the steps, and their order stays the same.
+    Worker processes that do not persist know of epochs only what ``set_epoch`` said before.
     """
 
     def __init__(
@@ -47,112 +69,327 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         batch_size: int,
         shuffle: bool = False,
         seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        epoch: int = 0,
+        drop_last: bool = True,
+        columns: Sequence[str] | None = None,
+        filters: Filters | None = None,
+        tokens_per_batch: int | None = None,
+        tokens_dtype: Literal["int32", "int64", "codes"] = "int32",
+        latents: Literal["mean", "sample"] = "mean",
+        normalize: bool = False,
+        crop_latents: tuple[int, int, int] | None = None,
+        join: str | None = None,
+        transform: Callable[[Batch], Any] | None = None,
+        device: str | torch.device | None = None,
+        prefetch_bytes: int = PREFETCH_BYTES,
+        threads: int | None = None,
+        num_streams: int | None = None,
+        cache_dir: str | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        on_corrupt: Literal["raise", "replace"] = "raise",
         manifest: str | None = None,
         storage_options: dict[str, Any] | None = None,
     ) -> None:
-        """Read the receipts of OUT; no part is opened yet.
+        """Pin a manifest of OUT; parts are opened only where it does not say all that is needed.
 
         Args:
             root: OUT, a local path or URL.
-            batch_size: B.
-            shuffle: row groups are permuted, then rows among ``SHUFFLE_GROUPS`` neighbours.
-            seed: of the shuffling; the same seed and receipts give the same order.
-            manifest: digest of a manifest to pin; None: everything that is committed now.
+            batch_size: B, of this rank.
+            shuffle: False: in the order of shards and clips, shape by shape.
+            seed: of the shuffling.
+            rank: None: that of torch.distributed where it is initialised, else 0.
+            world_size: likewise, else 1. Ranks that are given by hand must be given one manifest.
+            epoch: of the first pass.
+            drop_last: True: what does not fill a batch on all ranks is left out of the epoch.
+                False: the last batch is filled up with rows from the epoch's start.
+            columns: besides tokens; None: all, (): none.
+            filters: which rows; ``[("fps", "==", 8.0)]`` or an Arrow expression.
+            tokens_per_batch: instead of B rows as many as have so many tokens, by shape.
+            tokens_dtype: of indices; "codes" are those of FSQ, float32 ``[B, c, t, h, w]`` in
+                [-1, 1].
+            latents: "sample": ``tokens`` are drawn from the stored Gaussian, by seed and sample.
+            normalize: latents get mean 0 and variance 1 by what the manifest says of channels.
+            crop_latents: t, h, w that are cut out of each token grid, where says the seed.
+            join: URL of a table (parquet, csv, jsonl) whose columns are attached by ``clip_id``.
+            transform: of each batch, last.
+            device: packed bytes are sent there and unpacked there.
+            prefetch_bytes: read ahead, beyond the batch that is due.
+            threads: that read ahead; None: ``THREADS``, 1 in a worker process.
+            num_streams: see above, of each shape; None: as many as 256 MiB hold, at most 96.
+            cache_dir: local folder that keeps row groups, shared by processes.
+            cache_bytes: at most kept there.
+            on_corrupt: "replace": rows of a row group that is not what was committed are replaced
+                by others of their shape and counted in ``num_replaced``.
+            manifest: digest of the manifest to pin; None: everything that is committed now.
             storage_options: fsspec options.
 
         Raises:
-            ValueError: a batch size below 1.
-            RunError: nothing is committed there, or a receipt cannot be trusted.
+            ValueError: an argument outside of what is said here.
+            RunError: nothing is committed there, a receipt cannot be trusted, or there are fewer
+                rows than one step takes.
         """
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self._storage = Storage(root, storage_options)
-        self._batch_size, self._shuffle, self._seed = batch_size, shuffle, seed
-        ledger = (
-            Ledger.of_manifest(self._storage, manifest) if manifest else Ledger.open(self._storage)
+        _check_positive(
+            batch_size=batch_size, tokens_per_batch=tokens_per_batch, threads=threads,
+            num_streams=num_streams,
+        )  # fmt: skip
+        if on_corrupt not in ("raise", "replace"):
+            raise ValueError(f"on_corrupt must be 'raise' or 'replace', got {on_corrupt!r}")
+        self._columns = checked_columns(columns)
+        self._join = None if join is None else SideTable(join, taken=self._columns)
+        self._tokens: dict[str, Any] = {
+            "tokens_dtype": tokens_dtype,
+            "latents": latents,
+            "crop": crop_latents,
+        }
+        self._normalize = normalize
+        self._cache = None if cache_dir is None else (cache_dir, cache_bytes)
+        self._rank, self._world_size, is_group = own_place(rank, world_size)
+        self._root, self._storage_options = root, storage_options
+        self._batch_size, self._tokens_per_batch = batch_size, tokens_per_batch
+        self._shuffle, self._seed, self._drop_last = shuffle, seed, drop_last
+        self._filters, self._num_streams, self._on_corrupt = filters, num_streams, on_corrupt
+        self._transform, self._device = transform, device
+        self._prefetch_bytes, self._threads = prefetch_bytes, threads
+        self._is_group = is_group and manifest is None
+        self._opened: tuple[int, Fetch] | None = None
+        self._start = self._position = (epoch, 0)
+        self._next_step: int | None = None
+        self.num_replaced = 0
+        """Rows handed out by this process in the place of corrupt ones."""
+        self._pin(manifest)
+
+    def _pin(self, manifest: str | None) -> None:
+        storage = Storage(self._root, self._storage_options)
+        if self._is_group:
+            manifest = agree_on(lambda: pin(storage, None)[0])
+        digest, lines = pin(storage, manifest)
+        fetch = Fetch(storage)
+        snapshot = take_snapshot(digest, lines, fetch, self._filters)
+        if self._filters is not None and not snapshot.num_rows:
+            raise RunError(f"{self._root}: the filters select no clip: {self._filters}")
+        self._use(snapshot)
+        if snapshot.classes:
+            self._maker = self._maker_of(fetch)
+
+    def _use(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        classes = snapshot.classes
+        self._streams = [
+            self._num_streams or count_streams(len(one.groups), one.group_bytes * len(classes))
+            for one in classes
+        ]
+        self._global_batches = [self._batch_of(one.shape) * self._world_size for one in classes]
+        if snapshot.num_rows and not len(self):
+            raise RunError(
+                f"{self._root}: {snapshot.num_rows} clips do not fill one step of "
+                f"{self._global_batches[0]} on {self._world_size} ranks; choose a smaller "
+                "batch_size, or drop_last=False"
+            )
+
+    def _maker_of(self, fetch: Fetch) -> BatchMaker:
+        moments = self._snapshot.moments if self._normalize else None
+        tokens = TokenMaker(
+            token_format=token_format_of(fetch, self._snapshot),
+            seed=self._seed,
+            moments=None if moments is None else Moments(mean=moments.mean, std=moments.std),
+            **self._tokens,
         )
-        if not len(ledger):
-            raise RunError(f"{self._storage}: no receipts there, so nothing is committed")
-        self._lines = [line for line in ledger.lines() if line.part is not None]
-        self._lines.sort(key=lambda line: (line.shard, line.segment, line.generation))
+        if self._normalize and moments is None:
+            raise ValueError("normalize is for latents, these tokens are indices")
+        return BatchMaker(
+            tokens=tokens,
+            columns=self._columns,
+            join=self._join,
+            device=self._device,
+            marks_padding=not self._drop_last,
+            marks_replaced=self._on_corrupt == "replace",
+        )
+
+    def _batch_of(self, shape: tuple[int, ...]) -> int:
+        if self._tokens_per_batch is None:
+            return self._batch_size
+        return max(1, self._tokens_per_batch // int(np.prod(shape[-3:])))
+
+    # ---- what it holds ----
 
     @property
     def num_clips(self) -> int:
-        """Clips in all committed segments."""
-        return sum(line.rows for line in self._lines)
+        """Clips in all committed segments, of those that the filters select."""
+        return self._snapshot.num_rows
 
-    def __iter__(self) -> Iterator[Batch]:
+    @property
+    def manifest(self) -> str:
+        """Digest of the manifest that is pinned."""
+        return self._snapshot.manifest
+
+    def __len__(self) -> int:
+        """Batches that every rank gets in one epoch."""
+        return len(self._layout(0, 0).plan)
+
+    def refresh(self) -> bool:
+        """Pin what is committed by now; the next pass reads it. Ranks call it together.
+
+        Returns:
+            Whether there is something new.
+
+        Raises:
+            RunError: in the middle of an epoch, whose order would change.
+        """
+        epoch, samples = self._position
+        if samples:
+            if samples < self._last_sample():
+                raise RunError("refresh() is for the start or end of an epoch, this is amid one")
+            self.set_epoch(epoch + 1)
+        before = self.manifest
+        self._pin(None)
+        self._opened = None
+        return before != self.manifest
+
+    def _last_sample(self) -> int:
+        plan = self._layout(self._position[0], 0).plan
+        return plan.step(len(plan) - 1).samples_after if len(plan) else 0
+
+    # ---- where it stands ----
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next pass is the whole of this epoch."""
+        self._start = self._position = (epoch, 0)
+        self._next_step = None
+
+    def state_dict(self, after: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What continues behind the batch handed out last; JSON, the same on all ranks.
+
+        Args:
+            after: or behind this batch: with worker processes the one used last, as others have
+                been made ahead.
+        """
+        epoch, samples = (after["epoch"], after["samples"]) if after else self._position
+        state = self._identity() | {"epoch": int(epoch), "samples": int(samples)}
+        worker = torch.utils.data.get_worker_info()
+        if worker is not None:
+            state["num_workers"] = worker.num_workers
+            state["next_step"] = self._next_step
+        return state
+
+    def _identity(self) -> dict[str, Any]:
+        batches = sorted(set(self._global_batches))
+        return {
+            "version": STATE_VERSION,
+            "epoch": 0,
+            "samples": 0,
+            "manifest": self._snapshot.manifest,
+            "selection": self._snapshot.selection,
+            "seed": self._seed,
+            "shuffle": self._shuffle,
+            "drop_last": self._drop_last,
+            "num_streams": sum(self._streams) if self._shuffle else 0,
+            "tokens_per_batch": self._tokens_per_batch,
+            "global_batch": batches[0] if len(batches) == 1 else batches,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], *, convert_batch: bool = False) -> None:
+        """The next pass continues where a state says, also one of other ranks or workers.
+
+        Args:
+            state: of ``state_dict``, of any rank.
+            convert_batch: another global batch than the state's is meant: the epoch goes on at
+                the sample that comes next. With several shapes their turns are other ones then,
+                so it goes on at the first step behind as many samples: some are seen twice, others
+                not in this epoch.
+
+        Raises:
+            RunError: not a state, or not of this order; says what differs and what to do.
+        """
+        check_state(state, self._identity(), convert_batch=convert_batch)
+        self._start = self._position = (state["epoch"], state["samples"])
+        worker = torch.utils.data.get_worker_info()
+        self._next_step = None
+        if worker is not None and "next_step" in state:
+            if state["num_workers"] != worker.num_workers:
+                raise RunError(
+                    f"the state is one of {state['num_workers']} worker processes, here are "
+                    f"{worker.num_workers}; load TokenDataset.state_of(state) into the data set"
+                )
+            self._next_step = state["next_step"]
+
+    @staticmethod
+    def state_of(loader_state: Mapping[str, Any]) -> dict[str, Any]:
+        """A StatefulDataLoader's state as one of this class, for any number of workers.
+
+        Raises:
+            RunError: it holds none.
+        """
+        return elastic_state(loader_state)
+
+    # ---- a pass ----
+
+    def __iter__(self) -> Iterator[Any]:
         """Batches of one pass.
 
         Raises:
-            RunError: a part is missing or damaged; the message names it.
+            RunError: a part is missing or damaged; the message names it and the row group.
+            StorageError: storage did not answer.
         """
+        epoch, samples = self._start
         worker = torch.utils.data.get_worker_info()
-        if worker is not None and worker.num_workers > 1:
-            raise RunError("TokenDataset reads in one process: use DataLoader(num_workers=0 or 1)")
-        waiting: dict[tuple[int, ...], list[dict[str, Any]]] = {}
-        for row in self._rows():
-            rows = waiting.setdefault(row["tokens"].shape, [])
-            rows.append(row)
-            if len(rows) == self._batch_size:
-                yield _collate(rows)
-                rows.clear()
-        for rows in waiting.values():
-            if rows:
-                yield _collate(rows)
+        share = Share(
+            rank=self._rank,
+            world_size=self._world_size,
+            worker=worker.id if worker else 0,
+            num_workers=worker.num_workers if worker else 1,
+        )
+        layout = self._layout(epoch, samples)
+        first = layout.plan.step_after(samples)
+        if self._next_step is not None:
+            first = self._next_step - share.worker
+        if not len(layout.plan):
+            return self.set_epoch(epoch + 1)
+        reader = self._reader(self._threads or (1 if worker else THREADS))
+        for work, batch in reader.batches(layout, layout.works(first, share), epoch=epoch):
+            self._position = epoch, work.step.samples_after
+            self._next_step = work.number + share.num_workers if worker else None
+            batch |= {"epoch": epoch, "samples": work.step.samples_after}
+            if self._on_corrupt == "replace":
+                self.num_replaced += int(batch["replaced"].sum())
+            yield batch if self._transform is None else self._transform(batch)
+        self.set_epoch(epoch + 1)
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        """Single clips, in the order of the pass."""
-        if not self._shuffle:
-            for line in self._lines:
-                part = open_part(self._storage, line)
-                for group in range(part.file.num_row_groups):
-                    yield from _unpacked(part, read_row_group(part, group))
-            return
-        dice = random.Random(self._seed)
+    def _layout(self, epoch: int, samples: int) -> Layout:
+        offset = samples % self._global_batches[0] if len(self._global_batches) == 1 else 0
+        return Layout(
+            [one.counts for one in self._snapshot.classes],
+            self._streams,
+            self._global_batches,
+            key=derived_key(self._seed, epoch) if self._shuffle else None,
+            drop_last=self._drop_last,
+            offset=offset,
+        )
 
-        @functools.lru_cache(maxsize=MAX_OPEN_PARTS)
-        def part_of(index: int) -> Part:
-            return open_part(self._storage, self._lines[index])
+    def _reader(self, threads: int) -> Reader:
+        return Reader(
+            fetch=self._fetch(),
+            classes=self._snapshot.classes,
+            maker=self._maker,
+            prefetch_bytes=self._prefetch_bytes,
+            threads=threads,
+        )
 
-        groups = [
-            (index, group)
-            for index in range(len(self._lines))
-            for group in range(part_of(index).file.num_row_groups)
-        ]
-        dice.shuffle(groups)
-        for at in range(0, len(groups), SHUFFLE_GROUPS):
-            window = [
-                row
-                for index, group in groups[at : at + SHUFFLE_GROUPS]
-                for row in _unpacked(part_of(index), read_row_group(part_of(index), group))
-            ]
-            dice.shuffle(window)
-            yield from window
+    def _fetch(self) -> Fetch:
+        """Of this process: connections do not survive a fork."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            storage = Storage(self._root, self._storage_options)
+            cache = None if self._cache is None else RangeCache(*self._cache)
+            self._opened = os.getpid(), Fetch(storage, cache)
+        return self._opened[1]
 
-
-def _unpacked(part: Part, table: pa.Table) -> Iterator[dict[str, Any]]:
-    rows = table.drop_columns(["tokens"]).to_pylist()
-    for row, blob in zip(rows, blobs(table.column("tokens")), strict=True):
-        shape = row.pop("token_shape")
-        tokens = part.token_format.unpack(part.token_format.expand(blob, shape)[None], shape)[0]
-        if part.token_format.is_discrete:
-            row["tokens"] = tokens
-        else:
-            row["tokens"], row["log_variance"] = np.split(tokens, 2)
-        yield row
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None}
 
 
-def _collate(rows: list[dict[str, Any]]) -> Batch:
-    batch: Batch = {}
-    for name, first in rows[0].items():
-        values = [row[name] for row in rows]
-        if isinstance(first, np.ndarray):
-            batch[name] = torch.from_numpy(np.stack(values))
-        elif isinstance(first, (int, float)):
-            kind = torch.float64 if isinstance(first, float) else torch.int64
-            batch[name] = torch.tensor(values, dtype=kind)
-        else:
-            batch[name] = values
-    return batch
+def _check_positive(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")

@@ -74,12 +74,12 @@ def read_back(output: Path) -> None:
     num_clips = 0
     codes: set[int] = set()
     shapes: dict[str, None] = {}
-    for batch in TokenDataset(str(output), batch_size=4):
+    for batch in TokenDataset(str(output), batch_size=4, drop_last=False):
         tokens = batch["tokens"]
         if not num_clips:
             print("captions of the first batch:")
             print(*(f"  {caption}" for caption in batch["caption"]), sep="\n")
-        num_clips += len(tokens)
+        num_clips += int((~batch["is_padding"]).sum())
         codes.update(tokens.unique().tolist())
         shapes[f"tokens {list(tokens.shape)} {tokens.dtype}"] = None
     print(*shapes, sep="\n")
@@ -109,7 +109,7 @@ def main() -> None:
         if status:
             sys.exit(status)
 
-    print(f'reading back with pipeline.dataset.TokenDataset("{output}", batch_size=4)')
+    print(f'reading back with TokenDataset("{output}", batch_size=4, drop_last=False)')
     read_back(output)
     print(f"tokens: {output}    shards: {SHARDS}    one video is damaged on purpose: quarantined")
     print(

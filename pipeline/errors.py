@@ -13,6 +13,7 @@
         ├── ConfigError           the command or a file says something impossible
         ├── FingerprintMismatch   OUT holds the output of another configuration
         ├── StorageRefused        credentials, bucket or backend make a safe commit impossible
+        ├── CorruptPart           a committed part is not, or no longer, what was committed
         └── TooManyBadVideos      a broken decoder must not "finish" a data set
 
 Classes that may cross a process boundary hand positional arguments to ``super().__init__`` and
@@ -84,6 +85,10 @@ class ConfigError(RunError):
 
 class StorageRefused(RunError):
     """The output or input place cannot be used at all (credentials, bucket, no safe commit)."""
+
+
+class CorruptPart(RunError):
+    """Bytes of a committed part are missing or not those that were committed."""
 
 
 class TooManyBadVideos(RunError):

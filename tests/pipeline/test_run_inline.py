@@ -55,7 +55,7 @@ def test_a_row_says_where_its_clip_comes_from(out: Path, shards: str) -> None:
 def test_the_loader_gives_the_tokens_that_were_stored(out: Path) -> None:
     stored = runs.rows(out)
     seen = 0
-    for batch in TokenDataset(str(out), batch_size=4):
+    for batch in TokenDataset(str(out), batch_size=3):
         for clip_id, caption, tokens in zip(
             batch["clip_id"], batch["caption"], batch["tokens"].numpy(), strict=True
         ):
@@ -135,7 +135,7 @@ def test_compressed_latents_are_the_same_and_smaller(shards: str, tmp_path: Path
         out = tmp_path / compression
         assert run_latents(shards, out, f"output.compression={compression}") == 0
         assert verify([str(out)]) == 0
-        found += TokenDataset(str(out), batch_size=100)
+        found += TokenDataset(str(out), batch_size=18)
     for name in ("tokens", "log_variance"):
         assert torch.equal(found[0][name], found[1][name])
     none, planes = (
@@ -149,7 +149,7 @@ def test_compressed_latents_are_the_same_and_smaller(shards: str, tmp_path: Path
 
 def test_latents_come_back_as_mean_and_log_variance(shards: str, tmp_path: Path) -> None:
     assert run_latents(shards, tmp_path) == 0
-    [batch] = TokenDataset(str(tmp_path), batch_size=100)
+    [batch] = TokenDataset(str(tmp_path), batch_size=18)
     assert batch["tokens"].shape == batch["log_variance"].shape == (18, 4, 5, 4, 4)
     assert batch["tokens"].isfinite().all()
     assert len({tokens.numpy().tobytes() for tokens in batch["tokens"]}) == 18

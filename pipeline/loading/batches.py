@@ -1,0 +1,103 @@
+"""Rows of loaded groups to one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.loading.join import KEY, SideTable
+from pipeline.loading.order import Numbers
+from pipeline.loading.rows import Loaded
+from pipeline.loading.tokens import TokenMaker
+from pipeline.schema import TokenRow
+
+COLUMNS = tuple(one.name for one in fields(TokenRow) if one.name not in ("tokens", "token_shape"))
+"""What may be asked for besides tokens."""
+
+
+def checked_columns(columns: Sequence[str] | None) -> tuple[str, ...]:
+    """The columns that are wanted; None: all.
+
+    Raises:
+        ValueError: there is no such column.
+    """
+    wanted = COLUMNS if columns is None else tuple(columns)
+    unknown = [name for name in wanted if name not in COLUMNS]
+    if unknown:
+        raise ValueError(f"columns has {', '.join(unknown)}; there are {', '.join(COLUMNS)}")
+    return wanted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchMaker:
+    """What a user asked to get of every row."""
+
+    tokens: TokenMaker
+    """Of the packed bytes."""
+    columns: tuple[str, ...]
+    """Besides tokens."""
+    join: SideTable | None
+    """Columns that came later."""
+    device: str | torch.device | None
+    """Packed bytes go there and are unpacked there; None: the CPU."""
+    marks_padding: bool
+    """Whether batches have ``is_padding``."""
+    marks_replaced: bool
+    """Whether batches have ``replaced``."""
+
+    @property
+    def stored_columns(self) -> list[str]:
+        """What must be read of a part."""
+        joined = {KEY} if self.join is not None else set()
+        return ["tokens", *sorted({*self.columns, *joined})]
+
+    def __call__(
+        self,
+        picks: Sequence[tuple[Loaded, int]],
+        shape: Sequence[int],
+        samples: Numbers,
+        is_padding: npt.NDArray[np.bool_],
+        *,
+        epoch: int,
+    ) -> dict[str, Any]:
+        """One batch of one token shape.
+
+        Args:
+            picks: where each row is: a row group, and a row of it.
+            shape: ``token_shape`` of all.
+            samples: numbers in the order of the epoch; int64 ``[B]``.
+            is_padding: bool ``[B]``.
+            epoch: from 0.
+
+        Returns:
+            As `TokenDataset` says.
+        """
+        token_format = self.tokens.token_format
+        packed: Any = np.stack([token_format.expand(one.blobs[row], shape) for one, row in picks])
+        if self.device is not None:
+            packed = torch.from_numpy(packed).to(self.device, non_blocking=True)
+        batch: dict[str, Any] = dict(self.tokens(packed, shape, samples, epoch=epoch))
+        for name in self.columns:
+            batch[name] = self._column(name, picks)
+        if self.join is not None:
+            batch |= self.join.values([one.values[KEY][row] for one, row in picks])
+        if self.marks_padding:
+            batch["is_padding"] = torch.from_numpy(is_padding)
+        if self.marks_replaced:
+            batch["replaced"] = torch.tensor([one.is_replaced for one, _ in picks])
+        if self.device is not None:
+            for name, value in batch.items():
+                batch[name] = value.to(self.device) if torch.is_tensor(value) else value
+        return batch
+
+    @staticmethod
+    def _column(name: str, picks: Sequence[tuple[Loaded, int]]) -> Any:
+        values = [one.values[name][row] for one, row in picks]
+        if isinstance(picks[0][0].values[name], np.ndarray):
+            return torch.from_numpy(np.array(values))
+        return values

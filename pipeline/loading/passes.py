@@ -1,0 +1,126 @@
+"""Pure: one pass over an epoch as one process sees it: which row groups, which rows, when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline.loading.hashing import derived_key
+from pipeline.loading.order import Numbers, Order
+from pipeline.loading.plan import Kind, Plan, Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Which part of every step, and which steps, are a process's own."""
+
+    rank: int = 0
+    """Of the training process."""
+    world_size: int = 1
+    """Training processes; each takes every ``world_size``-th sample of a step."""
+    worker: int = 0
+    """Of the loader's worker processes."""
+    num_workers: int = 1
+    """Worker processes; each makes every ``num_workers``-th step."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Slot:
+    """A row group while a stream is reading it; freed with the last step that needs it."""
+
+    kind: int
+    """Position of its kind of rows."""
+    group: int
+    """Position of the row group in that kind."""
+    loaded: Future[Any] = field(default_factory=Future)
+    """Its rows, once somebody has read them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One step of this process."""
+
+    number: int
+    """Of the step."""
+    step: Step
+    """What all ranks do."""
+    samples: Numbers
+    """Sample numbers of this rank; int64 ``[B]``."""
+    is_padding: Any
+    """Whether a sample was handed out earlier in the epoch; bool ``[B]``."""
+    slots: list[Slot]
+    """Where each sample lies."""
+    offsets: list[int]
+    """At which place of its row group's order."""
+    fresh: list[Slot]
+    """Those that no step before has needed."""
+
+
+class Layout:
+    """Orders and steps of one epoch."""
+
+    def __init__(
+        self,
+        counts: Sequence[Numbers],
+        streams: Sequence[int],
+        global_batches: Sequence[int],
+        *,
+        key: int | None,
+        drop_last: bool,
+        offset: int = 0,
+    ) -> None:
+        """Lay out an epoch.
+
+        Args:
+            counts: of each kind of rows, rows of each row group.
+            streams: of each kind, its number of streams.
+            global_batches: of each kind, samples of a step.
+            key: of seed and epoch; None: not shuffled.
+            drop_last: see `Plan`.
+            offset: see `Plan`.
+        """
+
+        def of_kind(kind: int) -> int | None:
+            return None if key is None else derived_key(key, "rows", kind)
+
+        self.orders = [
+            Order(
+                rows, num_streams=num, key=None if key is None else derived_key(key, "rows", kind)
+            )
+            for kind, (rows, num) in enumerate(zip(counts, streams, strict=True))
+        ]
+        kinds = [
+            Kind(num_samples=order.num_samples, global_batch=size)
+            for order, size in zip(self.orders, global_batches, strict=True)
+        ]
+        schedule = None if key is None else derived_key(key, "steps")
+        self.plan = Plan(kinds, drop_last=drop_last, key=schedule, offset=offset)
+
+    def works(self, first: int, share: Share) -> Iterator[Work]:
+        """The steps of a process from step ``first`` on, of which worker 0 makes the first one."""
+        held: dict[tuple[int, int], Slot] = {}
+        for number in range(first + share.worker, len(self.plan), share.num_workers):
+            step = self.plan.step(number)
+            order = self.orders[step.kind]
+            samples = step.of_rank(share.rank, share.world_size)
+            places = order.places(samples % order.num_samples)
+            slots, fresh = [], []
+            for stream, group in zip(places.streams.tolist(), places.groups.tolist(), strict=True):
+                slot = held.get((step.kind, stream))
+                if slot is None or slot.group != group:
+                    slot = held[step.kind, stream] = Slot(kind=step.kind, group=group)
+                    fresh.append(slot)
+                slots.append(slot)
+            yield Work(
+                number=number,
+                step=step,
+                samples=samples,
+                is_padding=np.asarray(samples >= order.num_samples),
+                slots=slots,
+                offsets=places.offsets.tolist(),
+                fresh=fresh,
+            )

@@ -1,0 +1,71 @@
+"""The steps of a process as batches: row groups fetched, rows picked, all of it ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.loading.batches import BatchMaker
+from pipeline.loading.fetch import Fetch
+from pipeline.loading.passes import Layout, Slot, Work
+from pipeline.loading.prefetch import ahead
+from pipeline.loading.rows import Loaded, load_group
+from pipeline.loading.snapshot import ShapeClass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """Of one process."""
+
+    fetch: Fetch
+    """Where row groups come from."""
+    classes: tuple[ShapeClass, ...]
+    """The rows, by shape."""
+    maker: BatchMaker
+    """What a batch is."""
+    prefetch_bytes: int
+    """Read ahead, beyond the batch that is due."""
+    threads: int
+    """That do it."""
+
+    def batches(
+        self, layout: Layout, works: Iterator[Work], *, epoch: int
+    ) -> Iterator[tuple[Work, dict[str, Any]]]:
+        """Steps and their batches, in order.
+
+        Raises:
+            CorruptPart: a row group is not what was committed, and is not to be replaced.
+            StorageError: storage did not answer.
+        """
+
+        def load(slot: Slot) -> Loaded:
+            return load_group(
+                self.fetch,
+                self.classes[slot.kind],
+                layout.orders[slot.kind],
+                slot.group,
+                self.maker.stored_columns,
+                replace=self.maker.marks_replaced,
+            )
+
+        def make(work: Work) -> dict[str, Any]:
+            loaded = [slot.loaded.result() for slot in work.slots]
+            picks = [(one, one.row(at)) for one, at in zip(loaded, work.offsets, strict=True)]
+            shape = self.classes[work.step.kind].shape
+            return self.maker(picks, shape, work.samples, work.is_padding, epoch=epoch)
+
+        return ahead(
+            works,
+            load,
+            make,
+            self._num_bytes,
+            limit_bytes=self.prefetch_bytes,
+            threads=self.threads,
+        )
+
+    def _num_bytes(self, work: Work) -> int:
+        """Of the row groups that a step is the first to need, and of its batch."""
+        one = self.classes[work.step.kind]
+        batch = 2 * len(work.slots) * self.maker.tokens.token_format.clip_bytes(one.shape)
+        return batch + sum(one.groups[slot.group].num_bytes for slot in work.fresh)

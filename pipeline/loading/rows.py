@@ -1,0 +1,116 @@
+"""Rows of the groups that are loaded: which ones, and what stands in for corrupt ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import CorruptPart
+from pipeline.loading.fetch import Fetch
+from pipeline.loading.hashing import derived_key
+from pipeline.loading.order import Numbers, Order
+from pipeline.loading.snapshot import ShapeClass
+
+MAX_SUBSTITUTES = 100
+"""Row groups tried in the place of a corrupt one; where all are corrupt too, nothing helps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A row group in memory."""
+
+    values: dict[str, Any]
+    """Columns besides tokens: arrays ``[rows]`` of numbers, lists of all else."""
+    blobs: Any
+    """Packed tokens by row: uint8 ``[rows, bytes]``, or a list of uint8 ``[bytes]``."""
+    order: Numbers
+    """Rows in the order of the epoch."""
+    is_replaced: bool
+    """Whether it stands in for a corrupt one."""
+
+    def row(self, offset: int) -> int:
+        """The row at a place of the order; a substitute may have fewer, then they repeat."""
+        return int(self.order[offset % len(self.order)])
+
+
+def load_group(
+    fetch: Fetch,
+    kind: ShapeClass,
+    order: Order,
+    group: int,
+    columns: Sequence[str],
+    *,
+    replace: bool,
+) -> Loaded:
+    """Read a row group, or what deterministically stands in for it.
+
+    Raises:
+        CorruptPart: it is corrupt and ``replace`` is not wanted, or no other is healthy.
+        StorageError: storage did not answer; never a reason to replace.
+    """
+    try:
+        return _load(fetch, kind, order, group, columns, is_replaced=False)
+    except CorruptPart as error:
+        if not replace:
+            raise
+        corrupt = error
+    for attempt in range(MAX_SUBSTITUTES):
+        other = derived_key(str(kind.groups[group]), attempt) % len(kind.groups)
+        if other == group:
+            continue
+        try:
+            return _load(fetch, kind, order, other, columns, is_replaced=True)
+        except CorruptPart:
+            continue
+    raise CorruptPart(f"{corrupt}; no healthy row group of its shape was found to replace it")
+
+
+def _load(
+    fetch: Fetch,
+    kind: ShapeClass,
+    order: Order,
+    group: int,
+    columns: Sequence[str],
+    *,
+    is_replaced: bool,
+) -> Loaded:
+    rows = fetch.rows(kind.groups[group], columns)
+    selected = kind.rows[group]
+    count = kind.groups[group].rows if selected is None else len(selected)
+    along = order.rows(group, count)
+    return Loaded(
+        values=_values(rows.table),
+        blobs=_blobs(rows.table.column("tokens")),
+        order=along if selected is None else selected[along],
+        is_replaced=is_replaced,
+    )
+
+
+def _blobs(column: pa.ChunkedArray) -> Any:
+    """Without copying."""
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if pa.types.is_fixed_size_binary(array.type):
+        width = array.type.byte_width
+        flat = np.frombuffer(array.buffers()[1], dtype=np.uint8)
+        return flat[array.offset * width : (array.offset + len(array)) * width].reshape(-1, width)
+    return [np.frombuffer(value.as_buffer(), dtype=np.uint8) for value in array]
+
+
+def _values(table: pa.Table) -> dict[str, Any]:
+    """Columns besides tokens: integers as int64, floats as float64, all else as lists."""
+    found: dict[str, Any] = {}
+    for name in table.column_names:
+        column = table.column(name)
+        if name == "tokens":
+            continue
+        if pa.types.is_integer(column.type):
+            found[name] = column.to_numpy().astype(np.int64)
+        elif pa.types.is_floating(column.type):
+            found[name] = column.to_numpy().astype(np.float64)
+        else:
+            found[name] = column.to_pylist()
+    return found

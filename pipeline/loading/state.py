@@ -1,0 +1,76 @@
+"""The state of a loader: a few numbers and digests, whatever the size of the data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.errors import RunError
+
+STATE_VERSION = 1
+"""Raised when an older state would continue elsewhere."""
+
+_OF_WORKERS = frozenset({"next_step", "num_workers"})
+
+_REMEDIES = {
+    "version": "continue with the code that wrote the state",
+    "manifest": "open the data set with manifest=state['manifest']",
+    "selection": "open it with the filters of the run that wrote the state",
+    "num_streams": "open it with num_streams= of the run that wrote the state",
+    "global_batch": (
+        "choose batch_size and world_size with the same product, or "
+        "load_state_dict(state, convert_batch=True)"
+    ),
+}
+
+
+def check_state(state: Mapping[str, Any], mine: Mapping[str, Any], *, convert_batch: bool) -> None:
+    """Refuse a state that this loader would not continue exactly.
+
+    Args:
+        state: to be loaded.
+        mine: this loader's.
+        convert_batch: another global batch is meant.
+
+    Raises:
+        RunError: no such state, or one of another order; names the key, both values, the remedy.
+    """
+    for name, value in mine.items():
+        if name not in state:
+            raise RunError(f"this is no state of a TokenDataset: it has no {name!r}")
+        if name in ("epoch", "samples"):
+            if type(state[name]) is not int or state[name] < 0:
+                raise RunError(f"{name} of a state must be a number from 0 on: {state[name]!r}")
+        elif state[name] != value and not (name == "global_batch" and convert_batch):
+            remedy = _REMEDIES.get(name, f"open it with {name}= of the run that wrote the state")
+            raise RunError(
+                f"the state cannot be continued here: its {name} is {state[name]!r}, "
+                f"this data set's {value!r}; {remedy}"
+            )
+
+
+def states_in(record: Any) -> Iterator[dict[str, Any]]:
+    """All states of token data sets inside of nested records, such as a stateful loader's."""
+    if isinstance(record, Mapping):
+        if {"version", "epoch", "samples", "manifest", "selection"} <= record.keys():
+            yield dict(record)
+        else:
+            for value in record.values():
+                yield from states_in(value)
+    elif isinstance(record, (list, tuple)):
+        for value in record:
+            yield from states_in(value)
+
+
+def elastic_state(record: Any) -> dict[str, Any]:
+    """The state that a stateful loader's record stands for, without its worker processes.
+
+    Raises:
+        RunError: there is none in it.
+    """
+    found = list(states_in(record))
+    if not found:
+        raise RunError("no state of a TokenDataset in there; was it taken before the first batch?")
+    # every worker's state tells what it has handed over; what comes next is the last one's
+    state = max(found, key=lambda one: (one["epoch"], one["samples"]))
+    return {name: value for name, value in state.items() if name not in _OF_WORKERS}

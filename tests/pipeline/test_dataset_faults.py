@@ -1,0 +1,269 @@
+"""What a loader does when parts are harmed, storage moves on, or ranks must agree."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pytest
+
+from pipeline.dataset import TokenDataset
+from pipeline.errors import CorruptPart, RunError, StorageError
+from pipeline.loading import fetch as fetching
+from pipeline.loading.snapshot import UNPUBLISHED
+from pipeline.manifest import Line
+from pipeline.parts import group_range, read_group
+from pipeline.storage import Storage
+from tests.pipeline.fakes import make_out, video, write_shard
+from tests.pipeline.receipts import all_receipts
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    """48 clips, two in each row group."""
+    return make_out(tmp_path / "out", shards=4, videos=12, max_clips=4)
+
+
+def clip_ids(dataset: TokenDataset) -> list[str]:
+    return [clip_id for batch in dataset for clip_id in batch["clip_id"]]
+
+
+def harm(storage: Storage, receipt: Any, group: int) -> None:
+    """Flip a bit in the middle of a row group."""
+    start, end = group_range(receipt, group)
+    content = bytearray(storage.read(f"parts/{receipt.part}"))
+    content[(start + end) // 2] ^= 4
+    storage.put(f"parts/{receipt.part}", bytes(content))
+
+
+def test_an_error_of_a_thread_is_raised_where_its_batch_is_due(storage: Storage) -> None:
+    """Read ahead, and yet what comes before it is handed out."""
+    harmed = all_receipts(storage)[4]  # the fourth covers what had no clip
+    harm(storage, harmed, 1)
+    batches = iter(TokenDataset(storage.root, batch_size=2))
+    for _ in range(7):
+        next(batches)
+    with pytest.raises(CorruptPart, match=f"part {harmed.part}.*row group 1"):
+        next(batches)
+
+
+def test_corrupt_rows_are_replaced_by_the_same_ones_on_all_ranks(storage: Storage) -> None:
+    whole = list(TokenDataset(storage.root, batch_size=4, shuffle=True))
+    harmed = all_receipts(storage)[4]  # the fourth covers what had no clip
+    harm(storage, harmed, 1)
+
+    def read(rank: int, world_size: int) -> TokenDataset:
+        return TokenDataset(
+            storage.root, batch_size=4 // world_size, shuffle=True, on_corrupt="replace",
+            rank=rank, world_size=world_size,
+        )  # fmt: skip
+
+    one = read(0, 1)
+    batches = list(one)
+    assert len(batches) == len(whole)
+    assert one.num_replaced == 2
+    for batch, before in zip(batches, whole, strict=True):
+        for now, then, replaced in zip(
+            batch["clip_id"], before["clip_id"], batch["replaced"].tolist(), strict=True
+        ):
+            assert (now != then) == replaced
+    both = [read(rank, 2) for rank in range(2)]
+    halves = zip(*both, strict=True)
+    for batch, (first, second) in zip(batches, halves, strict=True):
+        assert batch["clip_id"] == [
+            name for pair in zip(first["clip_id"], second["clip_id"], strict=True) for name in pair
+        ]
+
+
+def test_storage_that_does_not_answer_is_never_replaced(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(storage: Storage, line: Line, group: int) -> bytes:
+        raise StorageError(line.shard, "timed out")
+
+    monkeypatch.setattr(fetching, "read_group", silent)
+    with pytest.raises(StorageError, match="timed out"):
+        clip_ids(TokenDataset(storage.root, batch_size=4, on_corrupt="replace"))
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Row groups that were read."""
+    found: list[tuple[str, int]] = []
+
+    def counted(storage: Storage, line: Line, group: int) -> bytes:
+        found.append((str(line.part), group))
+        return read_group(storage, line, group)
+
+    monkeypatch.setattr(fetching, "read_group", counted)
+    return found
+
+
+def test_every_row_group_is_read_once(storage: Storage, reads: list[tuple[str, int]]) -> None:
+    clip_ids(TokenDataset(storage.root, batch_size=4, shuffle=True, num_streams=1))
+    assert len(reads) == len(set(reads)) == 24
+
+
+def test_reading_ahead_is_bounded(storage: Storage, reads: list[tuple[str, int]]) -> None:
+    assert not reads, "nothing is read at open"
+    next(iter(TokenDataset(storage.root, batch_size=2, prefetch_bytes=0)))
+    assert len(reads) == 1
+    reads.clear()
+    iterator = iter(TokenDataset(storage.root, batch_size=2, prefetch_bytes=1 << 20))
+    next(iterator)
+    iterator.close()  # type: ignore[attr-defined]
+    assert 1 <= len(reads) <= 24
+
+
+def test_row_groups_are_kept_in_a_cache(
+    storage: Storage, reads: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    def read() -> list[str]:
+        return clip_ids(TokenDataset(storage.root, batch_size=4, cache_dir=str(tmp_path / "cache")))
+
+    first = read()
+    assert len(reads) == 24
+    assert read() == first
+    assert len(reads) == 24
+
+
+def test_a_newer_manifest_is_taken_between_epochs_only(storage: Storage) -> None:
+    dataset = TokenDataset(storage.root, batch_size=6)
+    assert dataset.refresh() is False
+    assert len(clip_ids(dataset)) == 48
+    write_shard(storage, "shard9", [video(n) for n in range(12)])
+    assert dataset.num_clips == 48
+    iterator = iter(dataset)
+    next(iterator)
+    with pytest.raises(RunError, match="amid one"):
+        dataset.refresh()
+    for _ in iterator:
+        pass
+    before = dataset.manifest
+    assert dataset.refresh() is True
+    assert dataset.manifest != before
+    assert len(clip_ids(dataset)) == 60
+
+
+def test_a_state_names_the_manifest_to_open(storage: Storage) -> None:
+    state = TokenDataset(storage.root, batch_size=6).state_dict()
+    write_shard(storage, "shard9", [video(n) for n in range(12)])
+    with pytest.raises(RunError, match=r"manifest=state\['manifest'\]"):
+        TokenDataset(storage.root, batch_size=6).load_state_dict(state)
+    TokenDataset(storage.root, batch_size=6, manifest=state["manifest"]).load_state_dict(state)
+
+
+def test_an_out_that_cannot_be_written_is_read(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.errors import StorageRefused
+
+    def refused(*_: Any) -> bool:
+        raise StorageRefused("read-only")
+
+    monkeypatch.setattr(Storage, "put_if_absent", refused)
+    for name in list(storage.entries("manifests")):
+        storage.delete(f"manifests/{name}")
+    dataset = TokenDataset(storage.root, batch_size=4)
+    assert dataset.manifest.startswith(UNPUBLISHED)
+    assert len(clip_ids(dataset)) == 48
+    TokenDataset(storage.root, batch_size=4, manifest=dataset.manifest)
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [[("key", "in", {"video_1", "video_7"})], pc.field("key").isin(["video_1", "video_7"])],
+)
+def test_filters_select_rows(storage: Storage, filters: Any) -> None:
+    dataset = TokenDataset(storage.root, batch_size=1, filters=filters)
+    assert clip_ids(dataset) == [f"shard{s}/video_{v}@8fps#0" for s in range(4) for v in (1, 7)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"filters": [("colour", "==", 1)]}, ValueError, "colour"),
+        ({"filters": [("key", "==", "nobody")]}, RunError, "select no clip"),
+        ({"filters": [("fps", "==", "slow")]}, ValueError, "do not fit"),
+        ({"columns": ["colour"]}, ValueError, "columns has colour"),
+        ({"rank": 2, "world_size": 2}, ValueError, "got 2 of 2"),
+        ({"rank": 0}, ValueError, "belong together"),
+        ({"on_corrupt": "ignore"}, ValueError, "'ignore'"),
+        ({"num_streams": 0}, ValueError, "num_streams must be at least 1"),
+        ({"batch_size": 49}, RunError, "48 clips do not fill one step of 49"),
+        ({"latents": "sample"}, ValueError, "discrete"),
+        ({"normalize": True}, ValueError, "normalize is for latents"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_at_open(
+    storage: Storage, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        TokenDataset(storage.root, **{"batch_size": 4} | arguments)
+
+
+def test_columns_and_dtypes_are_a_choice(storage: Storage) -> None:
+    def first(**arguments: Any) -> dict[str, Any]:
+        batch: dict[str, Any] = next(iter(TokenDataset(storage.root, batch_size=4, **arguments)))
+        return batch
+
+    assert first(columns=()).keys() == {"tokens", "epoch", "samples"}
+    assert first(columns=("fps",)).keys() == {"tokens", "fps", "epoch", "samples"}
+    assert str(first(tokens_dtype="int64")["tokens"].dtype) == "torch.int64"
+    codes = first(tokens_dtype="codes")["tokens"]
+    assert codes.shape == (4, 6, 1, 2, 3)
+    assert codes.abs().max() <= 1
+    assert first(crop_latents=(1, 1, 2))["tokens"].shape == (4, 1, 1, 2)
+    assert first(transform=lambda batch: len(batch["key"])) == 4
+
+
+def test_it_travels_as_a_pickle(storage: Storage) -> None:
+    dataset = TokenDataset(storage.root, batch_size=4, shuffle=True)
+    copy: Callable[[], TokenDataset] = pickle.loads(pickle.dumps(dataset))
+    assert clip_ids(copy) == clip_ids(dataset)  # type: ignore[arg-type]
+
+
+RANK = """
+    import sys
+    import torch
+    import torch.distributed as dist
+    from pipeline.dataset import TokenDataset
+
+    root, place, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+    dataset = TokenDataset(root, batch_size=5, shuffle=True, seed=1)
+    for batch in dataset:
+        sum_of = batch["tokens"].double().sum()
+        dist.all_reduce(sum_of)  # hangs where one rank has a batch less
+        print(*batch["clip_id"])
+    dist.barrier()
+    dist.destroy_process_group()
+"""
+
+
+def test_processes_of_a_group_get_equal_steps_and_one_manifest(
+    storage: Storage, tmp_path: Path
+) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(RANK), storage.root, str(tmp_path / "meet"), r],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
+        )
+        for r in ("0", "1")
+    ]
+    said = [process.communicate(timeout=100)[0].splitlines() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert [len(lines) for lines in said] == [4, 4]
+    one = TokenDataset(storage.root, batch_size=10, shuffle=True, seed=1)
+    for batch, lines in zip(one, zip(*said, strict=True), strict=True):
+        pairs = zip(*(line.split() for line in lines), strict=True)
+        assert batch["clip_id"] == [name for pair in pairs for name in pair]
