@@ -16,13 +16,11 @@ import pytest
 import torch
 
 from pipeline.demo import CLIPS
-from pipeline.draw import draw
 from pipeline.schema import TokenRow, read_token_format
 from pipeline.storage import Storage
 from pipeline.verify import main
 from pipeline.writer import write_part
 from tests.pipeline import runs
-from tests.pipeline.fakes import make_out
 from tests.pipeline.receipts import all_receipts
 
 Printed = pytest.CaptureFixture[str]
@@ -298,23 +296,3 @@ def test_what_is_damaged_is_not_encoded(out: Storage, capsys: Printed) -> None:
     out.delete(f"parts/{min(out.entries('parts'))}")
     assert main([str(out), "--deep"]) == 1
     assert "tokenised again" not in capsys.readouterr().out
-
-
-def test_the_draw_is_of_the_smallest_hashes_and_another_seed_draws_others(tmp_path: Path) -> None:
-    storage = make_out(tmp_path, shards=4, videos=8)
-
-    def drawn(num_clips: int, seed: int = 0) -> set[tuple[str, str]]:
-        found = draw(storage, num_clips=num_clips, seed=seed)
-        return {(receipt.name, key) for receipt, keys in found for key in keys}
-
-    assert drawn(5) == drawn(5)
-    assert [len(drawn(number)) for number in (1, 5, 32, 99)] == [1, 5, 32, 32]
-    assert drawn(5) < drawn(6)
-    assert drawn(5) != drawn(5, seed=1)
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "many"])
-def test_a_sample_is_a_whole_number(text: str, capsys: Printed) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["out", "--deep", "--sample", text])
-    assert "a whole number above 0 is needed" in capsys.readouterr().err
