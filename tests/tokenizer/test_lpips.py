@@ -92,9 +92,9 @@ def test_black_frames_have_a_finite_gradient() -> None:
 
 def test_vgg_comes_by_path(tmp_path: Path) -> None:
     lpips = LPIPS("vgg", vgg_shaped(tmp_path / "vgg.safetensors"))
-    a, b = noisy_pair()
-    assert bool((lpips(a, b) > 0).all())
-    assert lpips(a, a).tolist() == [0, 0, 0, 0]
+    a, b = (x[:1, :, :32, :32] for x in noisy_pair())
+    assert float(lpips(a, b)) > 0
+    assert float(lpips(a, a)) == 0
 
 
 def test_no_weights_are_learned_or_saved() -> None:
