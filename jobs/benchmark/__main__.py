@@ -14,6 +14,7 @@ from importlib import import_module
 BENCHMARKS: dict[str, str] = {
     "decoder": "the decoder, likewise",
     "encoder": "the encoder against the convolution and matmul rate of the machine",
+    "latents": "what byte planes save on latents, and what they cost",
     "pipeline": "clips per second against decoding and encoding alone, and against Ray Data",
     "planning": "planning and resuming in an OUT with 100,000 receipts",
     "reader": "reading tars: GB per core-second, requests per GB, local and S3",
