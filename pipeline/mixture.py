@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -31,7 +32,7 @@ class Source(Protocol):
     """
 
     def __iter__(self) -> Iterator[Batch]:
-        """What is left of the present epoch; called again after its end, the next epoch."""
+        """What is left of the epoch after the state loaded last; after its end the next epoch."""
 
     def state_dict(self) -> State:
         """The place after the batch that was handed out last."""
@@ -46,8 +47,11 @@ class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
     The source of step k is a hash of (seed, k): no rank needs to ask another one, and a step is
     the same wherever a run resumed. A source that ends begins its next epoch, so the mixture ends
     only after ``steps``; then, or after leaving the loop, the next ``__iter__`` goes on where this
-    one stopped. Its batches are those of the sources with ``source`` (int, position in the mapping)
-    added. Ranks agree if their sources do.
+    one stopped. Its batches are those of the sources (dicts) with ``source`` (int, position in the
+    mapping) added. Ranks agree if their sources do.
+
+    A worker process (one at most) that does not persist starts each time where the mixture in the
+    main process stands: keep it (``persistent_workers=True``) or use a StatefulDataLoader.
     """
 
     def __init__(
@@ -78,12 +82,15 @@ class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
         self._borders = np.cumsum(self._weights) / sum(self._weights)
         self._step = 0
         self._passes: dict[int, Iterator[Batch]] = {}
+        self._inherited: dict[int, Iterator[Batch]] = {}
+        self._owner = os.getpid()
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from the present step on.
 
         Raises:
             RunError: a source has no batch at all, or worker processes share the mixture.
+            TypeError: a source's batch is no dict.
         """
         worker = torch.utils.data.get_worker_info()
         if worker is not None and worker.num_workers > 1:
@@ -91,12 +98,21 @@ class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
                 "MixedTokenDataset reads in one process: use DataLoader(num_workers=0 or 1); its "
                 "sources read ahead in threads"
             )
+        if self._owner != os.getpid():
+            # passes of the process this one was forked from: their threads are not here, so they
+            # can neither go on nor end; kept, so that nothing tries to end them
+            self._inherited, self._passes, self._owner = self._passes, {}, os.getpid()
         end = None if self._steps is None else self._step + self._steps
         while end is None or self._step < end:
             source = self.source_of(self._step)
-            batch = {**self._next_of(source), "source": source}
+            batch = self._next_of(source)
+            if not isinstance(batch, dict):
+                raise TypeError(
+                    f"source {source} gives {type(batch).__name__}, a mixture needs dicts; "
+                    "transform its batches after mixing"
+                )
             self._step += 1  # first, so that a state taken during the batch counts it
-            yield batch
+            yield {**batch, "source": source}
 
     def source_of(self, step: int) -> int:
         """Position of the source that step ``step`` (from 0) is of."""
@@ -134,14 +150,17 @@ class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Goes to another process without its open passes."""
-        return {**self.__dict__, "_passes": {}}
+        return {**self.__dict__, "_passes": {}, "_inherited": {}}
 
     def _next_of(self, number: int) -> Batch:
         """Next batch of a source, from its next epoch if this one is over."""
         for _ in range(2):  # a source resumed at the very end of an epoch gives an empty pass first
             # taken out until it has given a batch: one that ended or failed is not asked again
             present = self._passes.pop(number, None)
-            present = iter(self._sources[number]) if present is None else present
+            if present is None:
+                source = self._sources[number]
+                source.load_state_dict(source.state_dict())  # not where its last pass began
+                present = iter(source)
             for batch in present:
                 self._passes[number] = present
                 return batch

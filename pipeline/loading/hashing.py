@@ -17,8 +17,15 @@ MIX_2 = 0x94D049BB133111EB
 
 
 def derived_key(*parts: int | str) -> int:
-    """64 bits that stand for a purpose: ``derived_key(seed, epoch, "crop")``."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    """64 bits that stand for a purpose: ``derived_key(seed, epoch, "crop")``.
+
+    >>> derived_key(0, 1, "crop") == derived_key(np.int64(0), 1, "crop")
+    True
+    >>> derived_key(0, 1) == derived_key(0, "1")
+    False
+    """
+    kinds = ((f"str:{part}" if isinstance(part, str) else f"int:{int(part)}") for part in parts)
+    text = "\x1f".join(kinds)  # numbers of numpy are numbers, whatever their type is called
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

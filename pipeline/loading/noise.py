@@ -38,15 +38,15 @@ def normal_noise(
 
 
 def _mixed(values: Tensor) -> Tensor:
-    """The finaliser of splitmix64 on int64, whose products wrap around to the same bits."""
-    values = (values ^ _shifted(values, 30)) * _signed(MIX_1)
-    values = (values ^ _shifted(values, 27)) * _signed(MIX_2)
-    return values ^ _shifted(values, 31)
+    """The finaliser of splitmix64 on int64, in place; products wrap around to the same bits."""
+    values.bitwise_xor_(_shifted(values, 30)).mul_(_signed(MIX_1))
+    values.bitwise_xor_(_shifted(values, 27)).mul_(_signed(MIX_2))
+    return values.bitwise_xor_(_shifted(values, 31))
 
 
 def _shifted(values: Tensor, bits: int) -> Tensor:
     """Logical right shift; torch's repeats the sign."""
-    return (values >> bits) & ((1 << (64 - bits)) - 1)
+    return (values >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _signed(value: int) -> int:

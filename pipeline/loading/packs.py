@@ -11,6 +11,7 @@ Pure numpy.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -205,8 +206,7 @@ def lay_out(packs: Sequence[Sequence[Shape]], pack_length: int) -> Layout:
             start, end = end, end + math.prod(shape)
             if end > pack_length:
                 raise ValueError(f"samples of {list(shapes)} do not fit in {pack_length} tokens")
-            grid = np.indices(shape, dtype=np.int32).reshape(3, -1)
-            positions[index, start:end] = grid.T
+            positions[index, start:end] = _grid(shape)
         valid[index, :end] = True
         lengths += [math.prod(shape) for shape in shapes]
         is_padding += [False] * len(shapes)
@@ -220,6 +220,12 @@ def lay_out(packs: Sequence[Sequence[Shape]], pack_length: int) -> Layout:
         is_padding=np.array(is_padding, dtype=np.bool_),
         max_seqlen=max(lengths, default=0),
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _grid(shape: Shape) -> npt.NDArray[np.int32]:
+    """t, h, w of every token of a shape, int32 ``[t * h * w, 3]``."""
+    return np.ascontiguousarray(np.indices(shape, dtype=np.int32).reshape(3, -1).T)
 
 
 def lay_tokens(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 
 from pipeline.errors import RunError
 from pipeline.mixture import MixedTokenDataset
+
+DRAWN = [1, 0, 0, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1, 0]
 
 
 class Counting:
@@ -38,20 +41,37 @@ class Counting:
         self.epoch, self.samples = state["epoch"], state["samples"]
 
 
-class EmptyPassFirst(Counting):
-    """A source that, resumed at an epoch's end, gives the nothing that is left of it first."""
+class Rewinding(Counting):
+    """As TokenDataset does: a pass begins where the last state was loaded or the last pass ended,
+    also after one that was broken off; resumed at an epoch's end it has nothing left at first."""
 
     def __init__(self, name: str, length: int) -> None:
         super().__init__(name, length)
-        self.is_over = False
+        self.start = (0, 0)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        if self.is_over:
-            self.epoch, self.samples, self.is_over = self.epoch + 1, 0, False
-        while self.samples < self.length:
-            self.samples += 1
-            yield {"at": (self.name, self.epoch, self.samples - 1)}
-        self.is_over = True
+        self.epoch, self.samples = self.start
+        for at in range(self.samples, self.length):
+            self.samples = at + 1
+            yield {"tokens": torch.zeros(1), "at": (self.name, self.epoch, at)}
+        self.epoch, self.samples = self.start = (self.epoch + 1, 0)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.start = self.epoch, self.samples
+
+
+class WithThread(Rewinding):
+    """Its pass belongs to the process that began it, as one that threads feed does."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        owner = os.getpid()
+        for batch in super().__iter__():
+            yield batch
+            assert os.getpid() == owner, "a pass was asked for a batch where its threads are not"
+
+
+KINDS = [Counting, Rewinding]
 
 
 def mixture(seed: int = 0, kind: type[Counting] = Counting, **wishes: Any) -> MixedTokenDataset:
@@ -76,24 +96,7 @@ def test_neighbouring_draws_do_not_know_each_other() -> None:
 
 
 def test_draws_are_pinned_for_ever() -> None:
-    assert [mixture(seed=1).source_of(step) for step in range(16)] == [
-        1,
-        0,
-        0,
-        1,
-        0,
-        0,
-        1,
-        1,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        1,
-        0,
-    ]
+    assert [mixture(seed=1).source_of(step) for step in range(16)] == DRAWN
 
 
 def test_every_rank_draws_the_same_and_another_seed_other_sources() -> None:
@@ -102,7 +105,7 @@ def test_every_rank_draws_the_same_and_another_seed_other_sources() -> None:
     assert ranks[0] != [batch["source"] for batch in mixture(seed=5, steps=50)]
 
 
-@pytest.mark.parametrize("kind", [Counting, EmptyPassFirst])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_source_that_ends_begins_its_next_epoch(kind: type[Counting]) -> None:
     batches = taken(mixture(kind=kind), 60)
     for name, length in (("a", 7), ("b", 3)):
@@ -117,7 +120,7 @@ def test_batches_tell_their_source() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", [Counting, EmptyPassFirst])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("after", [0, 1, 9, 23, 24, 25, 26, 40])
 def test_a_state_continues_exactly(after: int, kind: type[Counting]) -> None:
     whole = taken(mixture(kind=kind), 60)
@@ -137,10 +140,11 @@ def test_the_state_is_as_small_after_many_steps() -> None:
     assert len(json.dumps(mixed.state_dict())) < small + 20
 
 
-def test_a_loop_that_was_left_goes_on_where_it_stopped() -> None:
-    whole, mixed = taken(mixture(), 30), mixture(steps=10)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loop_that_was_left_goes_on_where_it_stopped(kind: type[Counting]) -> None:
+    whole, mixed = taken(mixture(kind=kind), 30), mixture(kind=kind, steps=10)
     assert [batch["at"] for _ in range(3) for batch in mixed] == whole
-    broken = mixture()
+    broken = mixture(kind=kind)
     assert [at for part in (4, 1, 9) for at in taken(broken, part)] == whole[:14]
 
 
@@ -152,16 +156,20 @@ def test_a_mixture_loaded_in_the_middle_of_a_loop_forgets_the_passes_it_had_open
     assert taken(mixed, 12) == first
 
 
-def test_it_travels_to_another_process_in_the_middle_of_a_pass() -> None:
-    whole, mixed = taken(mixture(), 30), mixture()
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_travels_to_another_process_in_the_middle_of_a_pass(kind: type[Counting]) -> None:
+    whole, mixed = taken(mixture(kind=kind), 30), mixture(kind=kind)
     taken(mixed, 11)
     assert taken(pickle.loads(pickle.dumps(mixed)), 19) == whole[11:]
 
 
-def test_one_worker_of_a_data_loader_gives_the_same_batches() -> None:
-    mixed = mixture(steps=25)
-    loader = torch.utils.data.DataLoader(mixed, batch_size=None, num_workers=1)
-    assert [tuple(batch["at"]) for batch in loader] == taken(mixture(), 25)
+def test_one_worker_of_a_data_loader_goes_on_amid_the_passes_of_its_parent() -> None:
+    mixed = mixture(kind=WithThread, steps=20)
+    before = taken(mixed, 5)
+    loader = torch.utils.data.DataLoader(
+        mixed, batch_size=None, num_workers=1, multiprocessing_context="fork", timeout=30
+    )
+    assert before + [tuple(batch["at"]) for batch in loader] == taken(mixture(), 25)
 
 
 def test_several_workers_are_refused() -> None:
@@ -202,7 +210,7 @@ def test_an_error_of_a_source_goes_through() -> None:
 
 
 def test_after_an_error_no_batch_is_skipped() -> None:
-    class FailsOnce(Counting):
+    class FailsOnce(Rewinding):
         has_failed = False
 
         def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -217,6 +225,15 @@ def test_after_an_error_no_batch_is_skipped() -> None:
     with pytest.raises(RunError, match="did not answer"):
         taken(mixed, 1)
     assert taken(mixed, 3) == [("a", 0, 2), ("a", 0, 3), ("a", 1, 0)]
+
+
+def test_a_source_whose_transform_makes_no_dict_is_refused() -> None:
+    class Tuples(Counting):
+        def __iter__(self) -> Iterator[Any]:
+            yield (1, 2)
+
+    with pytest.raises(TypeError, match="source 0 gives tuple, a mixture needs dicts"):
+        taken(MixedTokenDataset({Tuples("a", 1): 1}), 1)
 
 
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])

@@ -54,7 +54,9 @@ def drawn(packing: str, shape: tuple[int, ...]) -> list[np.ndarray]:
 @pytest.mark.parametrize("packing", ["u16", "u16+u2", "i32", "fp32", "fp16", "bf16"])
 def test_numpy_gives_back_what_was_packed(packing: str, shape: tuple[int, ...]) -> None:
     values = drawn(packing, shape)
-    unpacked = unpack(packed(values, packing), packing, values[0].shape)
+    blob = packed(values, packing)
+    blob.flags.writeable = False  # as Arrow gives it
+    unpacked = unpack(blob, packing, values[0].shape)
     assert np.array_equal(unpacked, np.stack(values))
     assert unpacked.dtype == (np.int32 if packing in BOUNDS else np.float32)
     assert unpacked.flags.writeable
@@ -90,10 +92,17 @@ def test_codes_are_those_of_the_tokenizer(levels: tuple[int, ...]) -> None:
     assert torch.equal(fsq_codes(indices, levels), FSQ(levels).codes(indices))
 
 
+def test_an_index_outside_the_codebook_has_no_codes() -> None:
+    with pytest.raises(IndexError):
+        fsq_codes(torch.tensor([[[[0, 60]]]]), (3, 4, 5))
+
+
 def test_hashes_are_pinned_for_ever() -> None:
     first = splitmix64(np.array([0, 1, 2**64 - 1], dtype=np.uint64)).tolist()
     assert first == [0xE220A8397B1DCDAF, 0x910A2DEC89025CC1, 0xE4D971771B652C20]
-    assert derived_key(0, 1, "crop") != derived_key(0, "1", "crop") != derived_key(1, 0, "crop")
+    assert derived_key(0, 1, "crop") == derived_key(np.int64(0), np.int32(1), "crop")
+    keys = [derived_key(*words) for words in ((0, 1), (1, 0), (0, "1"), ("0", 1), (0, 1, ""))]
+    assert len(set(keys)) == 5
     uniform = unit_interval(hashes(np.arange(100_000), derived_key(5, 0, "test")))
     assert 0 <= uniform.min() < 1e-3 < 1 - 1e-3 < uniform.max() < 1
     assert np.histogram(uniform, 100)[0].std() < 50  # 32 is expected
