@@ -65,7 +65,7 @@ def find_clip(root: str, clip_id: str) -> TokenisedClip:
             values = table.to_pylist()[0]
             shape = values["token_shape"]
             blob = part.token_format.expand(np.frombuffer(values["tokens"], np.uint8), shape)
-            tokens = part.token_format.unpack(blob[None], shape)[0]
+            tokens = part.token_format.unpack_row(blob, shape)
             if not part.token_format.is_discrete:
                 tokens = np.split(tokens, 2)[0]
             settings = record["config"]["tokenizer"]

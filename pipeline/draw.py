@@ -81,7 +81,7 @@ def stored_clips(
         rows = table.drop_columns(["tokens"]).to_pylist()
         for row, blob in zip(rows, blobs(table.column("tokens")), strict=True):
             if keys is None or row["key"] in keys:
-                tokens = part.token_format.unpack(blob[None], row["token_shape"])[0]
+                tokens = part.token_format.unpack_row(blob, row["token_shape"])
                 found.setdefault(row["key"], {})[row["fps"], row["clip_index"]] = tokens
     return found
 

@@ -112,6 +112,19 @@ class TokenFormat:
             raise ValueError(f"{blob.size} bytes of tokens for shape {list(token_shape)}")
         return blob
 
+    def unpack_row(
+        self, blob: npt.NDArray[np.uint8], token_shape: Sequence[int]
+    ) -> npt.NDArray[Any]:
+        """One row's ``tokens``, compressed or not.
+
+        Returns:
+            int32 ``[t, h, w]`` or float32 ``[2c, t, h, w]``.
+
+        Raises:
+            ValueError: not the bytes of a clip of this shape.
+        """
+        return self.unpack(self.expand(blob, token_shape)[None], token_shape)[0]  # type: ignore[no-any-return]
+
     def unpack(self, blob: npt.NDArray[np.uint8], token_shape: Sequence[int]) -> npt.NDArray[Any]:
         """What was expanded, as numbers.
 

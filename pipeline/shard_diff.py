@@ -163,7 +163,7 @@ def _read(part: Part, group: int) -> list[_Row]:
     packed = blobs(table.column("tokens"))
     rows = []
     for columns, blob in zip(table.drop_columns(["tokens"]).to_pylist(), packed, strict=True):
-        tokens = part.token_format.unpack(blob[None], columns.pop("token_shape"))[0]
+        tokens = part.token_format.unpack_row(blob, columns.pop("token_shape"))
         rows.append(_Row(columns["clip_id"], columns, tokens))
     return rows
 

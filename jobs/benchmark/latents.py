@@ -76,7 +76,7 @@ def read_clips(out: str) -> tuple[TokenFormat, list[Clip]]:
             table = read_row_group(part, group, ["tokens", "token_shape"])
             shapes = table.column("token_shape").to_pylist()
             for blob, shape in zip(blobs(table.column("tokens")), shapes, strict=True):
-                values = record.unpack(record.expand(blob, shape)[None], shape)[0]
+                values = record.unpack_row(blob, shape)
                 found.append(Clip(values, shape))
     if record is None:
         raise RunError(f"{storage} holds no latents: give an OUT of a continuous tokenizer")

@@ -43,10 +43,8 @@ def out_of(root: Path, rows: list[Any], packing: str = "u16+u2", **changes: Any)
     committed = receipt(
         part="p.parquet",
         rows=digest.rows,
-        part_bytes=digest.size_bytes,
-        part_sha256=digest.file_sha256,
-        footer_sha256=digest.footer_sha256,
         final=True,
+        **digest.receipt_fields(),
         **changes,
     )
     storage.put(f"receipts/{committed.name}", committed.to_bytes())

@@ -86,9 +86,7 @@ def change_rows(out: Storage, change: Callable[[list[TokenRow]], list[TokenRow]]
     forged = replace(
         receipt,
         rows=digest.rows,
-        part_bytes=digest.size_bytes,
-        part_sha256=digest.file_sha256,
-        footer_sha256=digest.footer_sha256,
+        **digest.receipt_fields(),
     )
     out.put(f"receipts/{receipt.name}", forged.to_bytes())
     return rows[0].clip_id
