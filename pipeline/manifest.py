@@ -34,6 +34,7 @@ MAX_TABLE_BYTES = 8 << 30
 
 _FOOTER_KEY = b"vidtok.manifest"
 _ROWS_AT_ONCE = 4096
+_DIGEST_BYTES = 32
 _COUNTS = pa.map_(pa.string(), pa.int64())
 _ROW_GROUP = pa.struct(
     [
@@ -192,12 +193,16 @@ def lines_of(table: pa.Table) -> Iterator[Line]:
 def _row_groups(column: pa.ListArray) -> list[tuple[RowGroup, ...]]:
     """Column by column: a manifest has millions of row groups."""
     rows, ends, digests = column.flatten().flatten()
-    groups = [
-        RowGroup(*values)
-        for values in zip(
-            rows.to_pylist(), ends.to_pylist(), map(bytes.hex, digests.to_pylist()), strict=True
+    start, end = (_DIGEST_BYTES * at for at in (digests.offset, digests.offset + len(digests)))
+    hexes = memoryview(digests.buffers()[1])[start:end].hex() if len(digests) else ""
+    groups = list(
+        map(
+            RowGroup,
+            rows.to_numpy().tolist(),
+            ends.to_numpy().tolist(),
+            (hexes[at : at + 2 * _DIGEST_BYTES] for at in range(0, len(hexes), 2 * _DIGEST_BYTES)),
         )
-    ]
+    )
     offsets = (column.offsets.to_numpy() - column.offsets[0].as_py()).tolist()
     return [tuple(groups[start:end]) for start, end in itertools.pairwise(offsets)]
 

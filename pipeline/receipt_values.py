@@ -126,13 +126,15 @@ def _are_counts(value: Any) -> bool:
 
 
 def _are_groups(value: Any) -> bool:
+    # written out: a manifest has millions of them
     return isinstance(value, tuple) and all(
-        _is_number(group.rows)
-        and group.rows > 0
-        and _is_number(group.end_offset)
-        and group.sha256 is not None
-        and _is_digest(group.sha256)
-        for group in value
+        type(rows) is int
+        and 0 < rows < 1 << 63
+        and type(end) is int
+        and 0 <= end < 1 << 63
+        and isinstance(digest, str)
+        and _SHA256.fullmatch(digest)
+        for rows, end, digest in value
     )
 
 

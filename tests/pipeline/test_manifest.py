@@ -214,3 +214,18 @@ def test_lines_are_those_of_receipts() -> None:
     latents = {"latent_mean": (0.5, -1.0), "latent_std": (1.0, 0.0), "shapes": {"2,1,2,3": 6}}
     for one in [*five(), receipt(part="p", rows=6, row_groups=groups, **latents)]:
         assert list(manifest.lines_of(manifest.table_of([line_of(one)]))) == [line_of(one)]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 100])
+def test_row_groups_stay_with_their_lines_however_many_are_read_at_once(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(manifest, "_ROWS_AT_ONCE", at_once)
+    lines = []
+    for n in range(7):
+        groups = tuple(RowGroup(2, 100 * (g + 1), f"{n}{g}" * 32) for g in range(n))
+        part = {"part": f"p{n}", "rows": 2 * n, "row_groups": groups} if n else {}
+        lines.append(line_of(receipt(n, 10 * n, 10 * n + 10, **part)))
+    table = manifest.table_of(lines)
+    assert list(manifest.lines_of(table)) == lines
+    assert list(manifest.lines_of(table.slice(3))) == lines[3:]
