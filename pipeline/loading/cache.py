@@ -33,7 +33,11 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class RangeCache:
-    """Byte ranges below one folder, at most ``max_bytes``; the longest unused go first."""
+    """Byte ranges below one folder, at most ``max_bytes``; the longest unused go first.
+
+    Beyond the limit there is at most one unfinished file for each range being written. Threads may
+    share a cache.
+    """
 
     def __init__(self, folder: str | Path, max_bytes: int) -> None:
         """Make the folder.

@@ -72,6 +72,7 @@ class WithThread(Rewinding):
 
 
 KINDS = [Counting, Rewinding]
+forking = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 and later
 
 
 def mixture(seed: int = 0, kind: type[Counting] = Counting, **wishes: Any) -> MixedTokenDataset:
@@ -163,6 +164,7 @@ def test_it_travels_to_another_process_in_the_middle_of_a_pass(kind: type[Counti
     assert taken(pickle.loads(pickle.dumps(mixed)), 19) == whole[11:]
 
 
+@forking
 def test_one_worker_of_a_data_loader_goes_on_amid_the_passes_of_its_parent() -> None:
     mixed = mixture(kind=WithThread, steps=20)
     before = taken(mixed, 5)
@@ -172,6 +174,7 @@ def test_one_worker_of_a_data_loader_goes_on_amid_the_passes_of_its_parent() -> 
     assert before + [tuple(batch["at"]) for batch in loader] == taken(mixture(), 25)
 
 
+@forking
 def test_several_workers_are_refused() -> None:
     loader = torch.utils.data.DataLoader(mixture(steps=9), batch_size=None, num_workers=2)
     with pytest.raises(RunError, match="num_workers=0 or 1"):
