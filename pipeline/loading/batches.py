@@ -78,7 +78,12 @@ class BatchMaker:
             As `TokenDataset` says.
         """
         token_format = self.tokens.token_format
-        packed: Any = np.stack([token_format.expand(one.blobs[row], shape) for one, row in picks])
+        packed: Any = np.empty((len(picks), token_format.clip_bytes(shape)), dtype=np.uint8)
+        for at, (one, row) in enumerate(picks):
+            blob = one.blobs[row]
+            if blob.size != packed.shape[1] or token_format.is_compressed:
+                blob = token_format.expand(blob, shape)  # or raises, where it has another size
+            packed[at] = blob
         if self.device is not None:
             packed = torch.from_numpy(packed).to(self.device, non_blocking=True)
         batch: dict[str, Any] = dict(self.tokens(packed, shape, samples, epoch=epoch))

@@ -7,12 +7,16 @@ groups that were handed in before it, so a pool of any size gets through.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from pipeline.loading.passes import Slot, Work
+
+STEPS_AT_ONCE = 4
+"""Handed in when a batch is asked for, at most: the first one must not wait for a full store."""
 
 T = TypeVar("T")
 
@@ -50,15 +54,15 @@ def ahead(
 
     try:
         while True:
-            while not waiting or in_flight < limit_bytes:
-                work = next(works, None)
-                if work is None:
-                    break
+            room = STEPS_AT_ONCE if in_flight < limit_bytes else 1 - len(waiting)
+            for work in itertools.islice(works, max(0, room)):
                 for slot in work.fresh:
                     slot.loaded = pool.submit(load, slot)
                 size = num_bytes(work)
                 in_flight += size
                 waiting.append((work, pool.submit(make_when_loaded, work), size))
+                if in_flight >= limit_bytes:
+                    break
             if not waiting:
                 return
             work, made, size = waiting.popleft()

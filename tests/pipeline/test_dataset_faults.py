@@ -119,7 +119,7 @@ def test_reading_ahead_is_bounded(storage: Storage, reads: list[tuple[str, int]]
     iterator = iter(TokenDataset(storage.root, batch_size=2, prefetch_bytes=1 << 20))
     next(iterator)
     iterator.close()  # type: ignore[attr-defined]
-    assert 1 <= len(reads) <= 24
+    assert 1 <= len(reads) <= 4, "the first batch does not wait for more"
 
 
 def test_row_groups_are_kept_in_a_cache(
