@@ -1,0 +1,87 @@
+"""``jobs.train_example``: a run that was killed has the curve of one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.loss_curve import Curve
+from pipeline.errors import RunError
+from pipeline.packing import pack_indices
+from pipeline.receipts import commit
+from pipeline.storage import Storage
+from pipeline.writer import write_part
+from tests.pipeline.fakes import indices_of, row, token_format
+from tests.pipeline.receipts import receipt
+
+SHAPE = (3, 4, 4)
+SMALL = ["--dim", "16", "--layers", "1", "--device", "cpu", "--epochs", "2"]
+
+
+def tokens(root: Path, *, shape: tuple[int, ...] = SHAPE, clips: int = 41) -> str:
+    """An OUT of clips with indices, 20 steps an epoch of two ranks."""
+    storage = Storage(str(root / "out"))
+    rows = [
+        row(n, shape=shape, tokens=pack_indices(indices_of(n, shape), "u16+u2"))
+        for n in range(clips)
+    ]
+    digest = write_part(root / "part", rows, token_format(), row_group_rows=4)
+    storage.publish(root / "part", "parts/p")
+    commit(storage, receipt(part="p", rows=clips, final=True, **digest.receipt_fields()))
+    return storage.root
+
+
+def start(out: str, run: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "jobs.train_example", out, str(run), *SMALL]
+    return subprocess.Popen(
+        [*command, "--processes", "2", "--checkpoint-every", "3"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_after(process: subprocess.Popen[str], curve: Path, lines: int) -> None:
+    """SIGKILL of the command as soon as the curve has so many lines."""
+    while not curve.exists() or curve.read_bytes().count(b"\n") < lines:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=100)  # ends when its ranks, which hold the pipe, are gone too
+
+
+@pytest.mark.slow
+def test_two_ranks_killed_amid_an_epoch_end_with_the_curve_of_a_quiet_run(tmp_path: Path) -> None:
+    out = tokens(tmp_path)
+    finish(start(out, tmp_path / "quiet"))
+    quiet = (tmp_path / "quiet/curve.jsonl").read_bytes()
+    assert [json.loads(line)["step"] for line in quiet.splitlines()] == list(range(1, 41))
+
+    run, curve = tmp_path / "killed", tmp_path / "killed/curve.jsonl"
+    kill_after(start(out, run), curve, 5)
+    assert curve.read_bytes().count(b"\n") < 40
+    with curve.open("ab") as file:
+        file.write(b'{"step": 4')  # as a machine leaves it that dies while it writes
+    output = finish(start(out, run))
+    assert "continuing behind step" in output
+    assert curve.read_bytes() == quiet
+
+
+def test_a_curve_keeps_the_steps_of_the_checkpoint_and_cuts_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "curve.jsonl"
+    path.write_text('{"loss": 2.0}\n{"loss": 1.0}\n{"lo')
+    assert Curve(path, 1).losses == [2.0]
+    assert path.read_text() == '{"loss": 2.0}\n'
+    with pytest.raises(RunError, match="fewer lines"):
+        Curve(path, 2)
