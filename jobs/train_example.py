@@ -10,15 +10,12 @@ continues at the last checkpoint, and the curve becomes that of a run nothing ha
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,15 +23,15 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from jobs.loss_curve import Curve
+from jobs.ranks import run_ranks, take_lock
 from jobs.token_transformer import TokenTransformer
 from pipeline.dataset import TokenDataset
-from pipeline.errors import PipelineError, RunError
+from pipeline.errors import RunError
 from pipeline.loading.fetch import Fetch
 from pipeline.loading.ranks import agree_on
 from pipeline.loading.snapshot import pin, take_snapshot, token_format_of
 from pipeline.storage import Storage
 
-LOCK_SECONDS = 60.0
 PROGRESS_SECONDS = 2.0
 ORDER = ("batch_size", "dim", "layers", "heads", "dropout", "learning_rate", "seed", "threads")
 """Options that decide what a step computes: a run that goes on must have the same."""
@@ -42,72 +39,17 @@ ORDER = ("batch_size", "dim", "layers", "heads", "dropout", "learning_rate", "se
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Status 0, or 2 after one line about what is wrong."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     for name in ("processes", "epochs", "checkpoint_every", *ORDER[:4], "threads"):
         if getattr(options, name) < 1:
-            print(f"jobs.train_example: --{name} must be at least 1", file=sys.stderr)
-            return 2
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if options.dim % options.heads:
-        print("jobs.train_example: --dim must be a multiple of --heads", file=sys.stderr)
-        return 2
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic CUDA asks for
-    if "RANK" in os.environ:
-        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        return _process(rank, options, "env://", world_size, os.getppid())
-    with tempfile.TemporaryDirectory() as place:
-        if options.processes == 1:
-            return _process(0, options, f"file://{place}/meeting", 1)
-        return _spawn(options, f"file://{place}/meeting")
+        parser.error("--dim must be a multiple of --heads")
+    return run_ranks(train, options)
 
 
-def _spawn(options: argparse.Namespace, address: str) -> int:
-    """All ranks on this machine; where one fails the others end, too."""
-    context = torch.multiprocessing.get_context("spawn")
-    children = [
-        context.Process(target=_child, args=(rank, options, address, os.getpid()), daemon=True)
-        for rank in range(options.processes)
-    ]
-    for child in children:
-        child.start()
-    while waiting := [child.sentinel for child in children if child.is_alive()]:
-        wait(waiting)
-        failed = [abs(child.exitcode) for child in children if child.exitcode]
-        if failed:
-            for child in children:
-                child.terminate()
-                child.join()
-            return failed[0]
-    return 0
-
-
-def _child(rank: int, options: argparse.Namespace, address: str, parent: int) -> None:
-    sys.exit(_process(rank, options, address, options.processes, parent))
-
-
-def _process(
-    rank: int, options: argparse.Namespace, address: str, world_size: int, parent: int | None = None
-) -> int:
-    """One rank, from the meeting of all to its end."""
-    is_cuda = options.device == "cuda"
-    device = torch.device("cpu")
-    if is_cuda:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
-        torch.cuda.set_device(device)
-    torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(options.threads)
-    backend = "nccl" if is_cuda else "gloo"
-    dist.init_process_group(backend, init_method=address, rank=rank, world_size=world_size)
-    try:
-        train(options, device, parent)
-    except (PipelineError, OSError, ValueError) as error:
-        print(f"jobs.train_example: rank {rank}: {error}", file=sys.stderr)
-        return 2
-    finally:
-        dist.destroy_process_group()
-    return 0
-
-
-def train(options: argparse.Namespace, device: torch.device, parent: int | None = None) -> None:
+def train(options: argparse.Namespace, device: torch.device, parent: int | None) -> None:
     """Train what is left of ``options.epochs`` epochs.
 
     Args:
@@ -121,7 +63,7 @@ def train(options: argparse.Namespace, device: torch.device, parent: int | None 
     rank = dist.get_rank()
     options.run.mkdir(parents=True, exist_ok=True)
     with (options.run / "lock").open("w") as lock:
-        agree_on(lambda: _lock(lock, options.run))
+        agree_on(lambda: take_lock(lock, options.run))
         run = _Run(options, device)
         curve = Curve(options.run / "curve.jsonl", run.step) if rank == 0 else None
         said = time.monotonic()
@@ -151,7 +93,7 @@ class _Run:
         self._check(saved)
         storage = Storage(options.tokens)
         manifest = saved["loader"]["manifest"] if saved else agree_on(lambda: pin(storage, None)[0])
-        levels, shape = _grid(storage, manifest)
+        levels, shape = token_grid(storage, manifest)
         self._data = TokenDataset(
             options.tokens, batch_size=options.batch_size, shuffle=True, seed=options.seed,
             columns=(), device=device, manifest=manifest,
@@ -229,8 +171,12 @@ class _Run:
         unfinished.replace(self._path)
 
 
-def _grid(storage: Storage, manifest: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """FSQ levels and token shape of what is trained on."""
+def token_grid(storage: Storage, manifest: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """FSQ levels and token shape of what is trained on.
+
+    Raises:
+        RunError: latents, single frames, or clips of several shapes.
+    """
     fetch = Fetch(storage)
     snapshot = take_snapshot(*pin(storage, manifest), fetch, None)
     shapes = [one.shape for one in snapshot.classes]
@@ -246,20 +192,6 @@ def _grid(storage: Storage, manifest: str) -> tuple[tuple[int, ...], tuple[int, 
             f"{storage}: clips of one latent frame, {shapes[0]}: none is left to predict"
         )
     return levels, shapes[0]
-
-
-def _lock(lock: TextIO, run: Path) -> str:
-    """Wait until ranks of a killed run are gone; their last steps must not mix with ours."""
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise RunError(f"{run}: another process trains there") from None
-            time.sleep(0.1)
-        else:
-            return ""
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,9 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from jobs.loss_curve import Curve
+from jobs.token_transformer import TokenTransformer
+from jobs.train_example import main, token_grid
 from pipeline.errors import RunError
+from pipeline.loading.snapshot import pin
 from pipeline.packing import pack_indices
 from pipeline.receipts import commit
 from pipeline.storage import Storage
@@ -85,3 +89,40 @@ def test_a_curve_keeps_the_steps_of_the_checkpoint_and_cuts_the_rest(tmp_path: P
     assert path.read_text() == '{"loss": 2.0}\n'
     with pytest.raises(RunError, match="fewer lines"):
         Curve(path, 2)
+
+
+def test_the_loss_is_that_of_later_frames_and_no_token_sees_itself_or_what_follows() -> None:
+    torch.manual_seed(0)
+    model = TokenTransformer((8,) * 6, SHAPE, 16, 1, 2, 0.0).eval()
+    clip = torch.from_numpy(indices_of(0, SHAPE))[None]
+    seen: list[torch.Tensor] = []
+    model.head.register_forward_hook(lambda _, __, logits: seen.append(logits))
+    other = clip.clone()
+    other[0, 2, 0, 0] ^= 1
+    losses = [float(model(one).detach()) for one in (clip, other)]
+    assert losses[0] != losses[1]
+    assert seen[0].shape == (1, 32, 48)
+    first = 16  # the token that differs is the 17th predicted one
+    assert torch.equal(seen[0][:, : first + 1], seen[1][:, : first + 1])
+    assert not torch.equal(seen[0][:, first + 1 :], seen[1][:, first + 1 :])
+
+
+def test_tokens_that_cannot_be_trained_on_are_refused_with_the_reason(tmp_path: Path) -> None:
+    storage = Storage(tokens(tmp_path, shape=(1, 4, 4), clips=3))
+    with pytest.raises(RunError, match=r"one latent frame, \(1, 4, 4\)"):
+        token_grid(storage, pin(storage, None)[0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--dim", "10", "--heads", "4"], "--dim must be a multiple of --heads"),
+        (["--checkpoint-every", "0"], "--checkpoint-every must be at least 1"),
+    ],
+)
+def test_wrong_options_are_named(
+    wrong: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["out", "run", *wrong])
+    assert message in capsys.readouterr().err
