@@ -34,12 +34,16 @@ def permutation(num: int, key: int) -> Numbers:
 
 
 def count_streams(num_groups: int, group_bytes: int) -> int:
-    """How many streams: as many as fit into ``STREAMS_BYTES``, never more than row groups.
+    """How many streams: what ``STREAMS_BYTES`` hold, and four row groups to a stream or more.
+
+    Each border of streams cuts a row group, which is read twice then. Data sets of few row groups
+    are cheap to read, so these get up to 12 streams all the same.
 
     >>> count_streams(1000, 1 << 20), count_streams(1000, 16 << 20), count_streams(7, 1)
     (96, 16, 6)
     """
-    most = max(1, min(num_groups, STREAMS_BYTES // max(1, group_bytes)))
+    enough = min(num_groups, max(12, num_groups // 4))
+    most = max(1, min(enough, STREAMS_BYTES // max(1, group_bytes)))
     return max(count for count in STREAM_COUNTS if count <= most)
 
 

@@ -230,6 +230,18 @@ def test_it_travels_as_a_pickle(storage: Storage) -> None:
     assert clip_ids(copy) == clip_ids(dataset)  # type: ignore[arg-type]
 
 
+def test_the_same_batches_come_from_s3(storage: Storage, bucket: str) -> None:
+    there = Storage(f"s3://{bucket}/out")
+    for folder in ("parts", "receipts"):
+        for name in storage.entries(folder):
+            there.put(f"{folder}/{name}", storage.read(f"{folder}/{name}"))
+    local, remote = (TokenDataset(one.root, batch_size=6, shuffle=True) for one in (storage, there))
+    for here, far in zip(local, remote, strict=True):
+        assert here["clip_id"] == far["clip_id"]
+        assert here["tokens"].equal(far["tokens"])
+    assert local.state_dict() == remote.state_dict()
+
+
 RANK = """
     import sys
     import torch
