@@ -101,8 +101,8 @@ def test_two_of_a_batch_share_a_row_group_as_often_as_there_are_streams() -> Non
 
 @pytest.mark.parametrize(
     ("num_groups", "group_bytes", "expected"),
-    [(0, 1, 1), (1, 1, 1), (5, 1, 4), (96, 1, 24), (400, 1, 96), (10**6, 1, 96), (1000, 64 << 20, 4),
-     (100, 1 << 30, 1)],
+    [(0, 1, 1), (1, 1, 1), (5, 1, 4), (96, 1, 24), (400, 1, 96), (10**6, 1, 96),
+     (1000, 64 << 20, 4), (100, 1 << 30, 1)],
 )  # fmt: skip
 def test_streams_are_as_many_as_memory_and_row_groups_allow(
     num_groups: int, group_bytes: int, expected: int
