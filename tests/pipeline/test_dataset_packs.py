@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from collections.abc import Iterator
+from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from pipeline.dataset import TokenDataset
-from pipeline.errors import RunError
+from pipeline.errors import CorruptPart, RunError
+from pipeline.loading import packs
+from pipeline.loading.packed import PackedLayout
+from pipeline.loading.passes import Share
 from tests.pipeline.fakes import latent_row, row, token_format
 from tests.pipeline.test_dataset import out_of
 
@@ -61,21 +66,17 @@ def sequences(batch: dict[str, Any]) -> Iterator[tuple[int, slice]]:
 
 
 def packs_of(batch: dict[str, Any]) -> list[list[str]]:
-    packs: list[list[str]] = [[] for _ in range(batch["tokens"].shape[0])]
+    found: list[list[str]] = [[] for _ in range(batch["tokens"].shape[0])]
     for key, (pack, _) in zip(batch["key"], sequences(batch), strict=True):
-        packs[pack].append(key)
-    return packs
+        found[pack].append(key)
+    return found
 
 
 def steps(sources: list[Any]) -> Iterator[list[list[str]]]:
     """Packs of each global batch in order, as the keys of their clips."""
     for batches in zip(*sources, strict=True):
         across = zip(*map(packs_of, batches), strict=True)
-        yield [pack for packs in across for pack in packs]
-
-
-def keys(listed: list[list[list[str]]]) -> list[str]:
-    return [key for packs in listed for pack in packs for key in pack]
+        yield [pack for of_ranks in across for pack in of_ranks]
 
 
 def test_a_batch_tells_where_everything_lies(root: str) -> None:
@@ -142,21 +143,21 @@ def test_worker_processes_continue_exactly(root: str) -> None:
 
 
 def test_another_batch_size_goes_on_at_the_next_pack_when_it_is_meant(root: str) -> None:
-    packs = [pack for step in steps(list(ranks(root, 1, batch_size=1))) for pack in step]
+    listed = [pack for step in steps(list(ranks(root, 1, batch_size=1))) for pack in step]
     (first,), (second,) = ranks(root, 1), ranks(root, 1, batch_size=3)
     next(iter(first))
     second.load_state_dict(first.state_dict(), convert_batch=True)
     seen = [pack for step in steps([second]) for pack in step]
-    assert len(seen) == (len(packs) - 4) // 3 * 3
-    assert seen == packs[4 : 4 + len(seen)]
+    assert len(seen) == (len(listed) - 4) // 3 * 3
+    assert seen == listed[4 : 4 + len(seen)]
 
 
 def test_the_last_batch_is_filled_up_with_the_first_packs(root: str) -> None:
-    packs = [pack for step in steps(list(ranks(root, 1, batch_size=1))) for pack in step]
-    (filling,) = ranks(root, 1, batch_size=len(packs) - 2, drop_last=False)
+    listed = [pack for step in steps(list(ranks(root, 1, batch_size=1))) for pack in step]
+    (filling,) = ranks(root, 1, batch_size=len(listed) - 2, drop_last=False)
     first, last = filling
-    assert packs_of(first) + packs_of(last) == packs + packs[: len(packs) - 4]
-    assert last["is_padding"].tolist() == [False] * 2 + [True] * (len(packs) - 4)
+    assert packs_of(first) + packs_of(last) == listed + listed[: len(listed) - 4]
+    assert last["is_padding"].tolist() == [False] * 2 + [True] * (len(listed) - 4)
 
 
 def test_epochs_are_packed_anew(root: str) -> None:
@@ -209,3 +210,49 @@ def test_latents_are_laid_with_channels_last(tmp_path: Path) -> None:
         stored = values[int(key[-1])]
         np.testing.assert_array_equal(batch["tokens"][0, span].T, stored[:2].reshape(2, -1))
         np.testing.assert_array_equal(batch["log_variance"][0, span].T, stored[2:].reshape(2, -1))
+
+
+def test_damaged_clips_are_replaced_by_others_of_their_shape(tmp_path: Path) -> None:
+    rows = [row(number, shape=SHAPES[number // 10]) for number in range(40)]
+    root = out_of(tmp_path, rows, token_format())
+    (strict,) = ranks(root, 1, batch_size=1)
+    (dataset,) = ranks(root, 1, on_corrupt="replace", batch_size=1, pack_length=80)
+    part = tmp_path / "out" / "parts" / "p"  # damaged behind the open, which looks for shapes
+    data = bytearray(part.read_bytes())
+    data[40] ^= 1  # of the first row group, two clips of the first shape
+    part.write_bytes(data)
+    with pytest.raises(CorruptPart):
+        list(strict)
+    replaced = [
+        span.stop - span.start
+        for batch in dataset
+        for (_, span), stands_in in zip(sequences(batch), batch["replaced"].tolist(), strict=True)
+        if stands_in
+    ]
+    assert replaced == [80, 80]
+    assert dataset.num_replaced == 2
+
+
+def test_row_groups_are_read_once_and_let_go_behind_their_window(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(packs, "WINDOW_SAMPLES", 64)
+    counts = [np.full(200, 8), np.full(100, 4)]
+    units = [(kind, at) for kind, rows in enumerate(counts) for at in range(len(rows))]
+    layout = PackedLayout(
+        counts, [80, 16], units,
+        pack_length=512, num_streams=4, global_batch=1, key=7, drop_last=True,
+    )  # fmt: skip
+    fresh: list[tuple[int, int]] = []
+    samples: list[int] = []
+    alive: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
+    most = 0
+    for work in layout.works(0, Share()):
+        fresh += [(slot.kind, slot.group) for slot in work.fresh]
+        samples += work.samples.tolist()
+        alive.update(slot.loaded for slot in work.slots)
+        most = max(most, len(alive))
+    assert sorted(samples) == list(range(2000))
+    assert set(fresh) == set(units)
+    assert len(fresh) <= len(units) + 4, "but for those that a border of streams cuts"
+    assert most < 60, "of 300 row groups; a window is of 64 clips"
