@@ -16,16 +16,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from pipeline.errors import RunError
 from pipeline.loading.batches import BatchMaker, checked_columns
+from pipeline.loading.batching import Batching
 from pipeline.loading.cache import RangeCache
 from pipeline.loading.fetch import Fetch
-from pipeline.loading.hashing import derived_key
 from pipeline.loading.join import SideTable
-from pipeline.loading.order import count_streams
+from pipeline.loading.packed import PackedLayout
 from pipeline.loading.passes import Layout, Share
 from pipeline.loading.ranks import agree_on, own_place
 from pipeline.loading.reader import Reader
@@ -56,6 +55,13 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
     ``is_padding`` (bool ``[B]``, with ``drop_last=False``); ``replaced`` (bool ``[B]``, with
     ``on_corrupt="replace"``).
 
+    With ``pack_length=L`` a batch is B packs of L tokens, each of clips of any shapes side by side:
+    ``tokens`` ``[B, L]`` (latents and codes ``[B, L, c]``), ``positions`` (int32 ``[B, L, 3]``: t,
+    h, w in its clip), ``valid`` (bool ``[B, L]``: False in padding), ``cu_seqlens`` (int32
+    ``[S + 1]``: where sequences begin in the flattened ``B * L``, and the end; what is empty of a
+    pack is one, too), ``padding_sequences`` (bool ``[S]``: which are that), ``max_seqlen`` (int).
+    All else is of the clips, in their order; ``is_padding`` and ``samples`` are of packs.
+
     Every rank gets ``len(dataset)`` full batches an epoch. One pass is one epoch, the next pass
     the next one; a pass that was broken off begins again. In a DataLoader take
     ``batch_size=None``; its worker processes share the steps, and their order stays the same.
@@ -76,6 +82,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         columns: Sequence[str] | None = None,
         filters: Filters | None = None,
         tokens_per_batch: int | None = None,
+        pack_length: int | None = None,
         tokens_dtype: Literal["int32", "int64", "codes"] = "int32",
         latents: Literal["mean", "sample"] = "mean",
         normalize: bool = False,
@@ -96,7 +103,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
 
         Args:
             root: OUT, a local path or URL.
-            batch_size: B, of this rank.
+            batch_size: B, of this rank: rows, or packs.
             shuffle: False: in the order of shards and clips, shape by shape.
             seed: of the shuffling.
             rank: None: that of torch.distributed where it is initialised, else 0.
@@ -107,6 +114,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             columns: besides tokens; None: all, (): none.
             filters: which rows; ``[("fps", "==", 8.0)]`` or an Arrow expression.
             tokens_per_batch: instead of B rows as many as have so many tokens, by shape.
+            pack_length: L, at least the tokens of the longest clip; not with tokens_per_batch.
             tokens_dtype: of indices; "codes" are those of FSQ, float32 ``[B, c, t, h, w]`` in
                 [-1, 1].
             latents: "sample": ``tokens`` are drawn from the stored Gaussian, by seed and sample.
@@ -131,10 +139,8 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
                 rows than one step takes.
         """
         super().__init__()
-        _check_positive(
-            batch_size=batch_size, tokens_per_batch=tokens_per_batch, threads=threads,
-            num_streams=num_streams,
-        )  # fmt: skip
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
         if on_corrupt not in ("raise", "replace"):
             raise ValueError(f"on_corrupt must be 'raise' or 'replace', got {on_corrupt!r}")
         self._columns = checked_columns(columns)
@@ -148,9 +154,18 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         self._cache = None if cache_dir is None else (cache_dir, cache_bytes)
         self._rank, self._world_size, is_group = own_place(rank, world_size)
         self._root, self._storage_options = root, storage_options
-        self._batch_size, self._tokens_per_batch = batch_size, tokens_per_batch
-        self._shuffle, self._seed, self._drop_last = shuffle, seed, drop_last
-        self._filters, self._num_streams, self._on_corrupt = filters, num_streams, on_corrupt
+        self._batching = Batching(
+            batch_size=batch_size,
+            world_size=self._world_size,
+            tokens_per_batch=tokens_per_batch,
+            pack_length=pack_length,
+            crop=crop_latents,
+            num_streams=num_streams,
+            shuffle=shuffle,
+            seed=seed,
+            drop_last=drop_last,
+        )
+        self._filters, self._on_corrupt = filters, on_corrupt
         self._transform, self._device = transform, device
         self._prefetch_bytes, self._threads = prefetch_bytes, threads
         self._is_group = is_group and manifest is None
@@ -175,25 +190,21 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             self._maker = self._maker_of(fetch)
 
     def _use(self, snapshot: Snapshot) -> None:
+        self._batching.check(snapshot.classes)
         self._snapshot = snapshot
-        classes = snapshot.classes
-        self._streams = [
-            self._num_streams or count_streams(len(one.groups), one.group_bytes * len(classes))
-            for one in classes
-        ]
-        self._global_batches = [self._batch_of(one.shape) * self._world_size for one in classes]
+        self._laid_out: tuple[int, int, Layout | PackedLayout] | None = None
         if snapshot.num_rows and not len(self):
+            step = self._batching.global_batches(snapshot.classes)[0]
             raise RunError(
-                f"{self._root}: {snapshot.num_rows} clips do not fill one step of "
-                f"{self._global_batches[0]} on {self._world_size} ranks; choose a smaller "
-                "batch_size, or drop_last=False"
+                f"{self._root}: {snapshot.num_rows} clips do not fill one step of {step} on "
+                f"{self._world_size} ranks; choose a smaller batch_size, or drop_last=False"
             )
 
     def _maker_of(self, fetch: Fetch) -> BatchMaker:
         moments = self._snapshot.moments if self._normalize else None
         tokens = TokenMaker(
             token_format=token_format_of(fetch, self._snapshot),
-            seed=self._seed,
+            seed=self._batching.seed,
             moments=None if moments is None else Moments(mean=moments.mean, std=moments.std),
             **self._tokens,
         )
@@ -204,14 +215,10 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             columns=self._columns,
             join=self._join,
             device=self._device,
-            marks_padding=not self._drop_last,
+            marks_padding=not self._batching.drop_last,
             marks_replaced=self._on_corrupt == "replace",
+            pack_length=self._batching.pack_length,
         )
-
-    def _batch_of(self, shape: tuple[int, ...]) -> int:
-        if self._tokens_per_batch is None:
-            return self._batch_size
-        return max(1, self._tokens_per_batch // int(np.prod(shape[-3:])))
 
     # ---- what it holds ----
 
@@ -226,8 +233,14 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         return self._snapshot.manifest
 
     def __len__(self) -> int:
-        """Batches that every rank gets in one epoch."""
-        return len(self._layout(0, 0).plan)
+        """Batches that every rank gets in one epoch; of packs, in the one that is next or amid."""
+        return len(self._layout(self._start[0], 0).plan)
+
+    @property
+    def waste(self) -> float:
+        """Fraction of tokens that are padding in packs of that epoch, in [0, 1)."""
+        layout = self._layout(self._start[0], 0)
+        return layout.packs.waste if isinstance(layout, PackedLayout) else 0.0
 
     def refresh(self) -> bool:
         """Pin what is committed by now; the next pass reads it. Ranks call it together.
@@ -275,18 +288,19 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         return state
 
     def _identity(self) -> dict[str, Any]:
-        batches = sorted(set(self._global_batches))
+        batching, classes = self._batching, self._snapshot.classes
+        batches = sorted(set(batching.global_batches(classes)))
         return {
             "version": STATE_VERSION,
             "epoch": 0,
             "samples": 0,
             "manifest": self._snapshot.manifest,
             "selection": self._snapshot.selection,
-            "seed": self._seed,
-            "shuffle": self._shuffle,
-            "drop_last": self._drop_last,
-            "num_streams": sum(self._streams) if self._shuffle else 0,
-            "tokens_per_batch": self._tokens_per_batch,
+            "seed": batching.seed,
+            "shuffle": batching.shuffle,
+            "drop_last": batching.drop_last,
+            "batching": batching.text,
+            "num_streams": sum(batching.streams(classes)) if batching.shuffle else 0,
             "global_batch": batches[0] if len(batches) == 1 else batches,
         }
 
@@ -357,16 +371,12 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             yield batch if self._transform is None else self._transform(batch)
         self.set_epoch(epoch + 1)
 
-    def _layout(self, epoch: int, samples: int) -> Layout:
-        offset = samples % self._global_batches[0] if len(self._global_batches) == 1 else 0
-        return Layout(
-            [one.counts for one in self._snapshot.classes],
-            self._streams,
-            self._global_batches,
-            key=derived_key(self._seed, epoch) if self._shuffle else None,
-            drop_last=self._drop_last,
-            offset=offset,
-        )
+    def _layout(self, epoch: int, samples: int) -> Layout | PackedLayout:
+        offset = self._batching.offset(self._snapshot.classes, samples)
+        if self._laid_out is None or self._laid_out[:2] != (epoch, offset):
+            layout = self._batching.layout(self._snapshot.classes, epoch, offset)
+            self._laid_out = epoch, offset, layout
+        return self._laid_out[2]
 
     def _reader(self, threads: int) -> Reader:
         return Reader(
@@ -386,10 +396,4 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         return self._opened[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": None}
-
-
-def _check_positive(**values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        return self.__dict__ | {"_opened": None, "_laid_out": None}

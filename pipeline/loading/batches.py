@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from pipeline.loading.join import KEY, SideTable
 from pipeline.loading.order import Numbers
+from pipeline.loading.packs import lay_out, lay_tokens
+from pipeline.loading.passes import Work
 from pipeline.loading.rows import Loaded
 from pipeline.loading.tokens import TokenMaker
 from pipeline.schema import TokenRow
@@ -49,6 +52,8 @@ class BatchMaker:
     """Whether batches have ``is_padding``."""
     marks_replaced: bool
     """Whether batches have ``replaced``."""
+    pack_length: int | None = None
+    """Tokens of a pack, where there are packs."""
 
     @property
     def stored_columns(self) -> list[str]:
@@ -77,6 +82,62 @@ class BatchMaker:
         Returns:
             As `TokenDataset` says.
         """
+        batch: dict[str, Any] = dict(self._tokens(picks, shape, samples, epoch))
+        return self._completed(batch, picks, is_padding)
+
+    def packed(
+        self,
+        picks: Sequence[tuple[Loaded, int]],
+        shapes: Sequence[tuple[int, ...]],
+        work: Work,
+        *,
+        epoch: int,
+    ) -> dict[str, Any]:
+        """One batch of packs.
+
+        Args:
+            picks: where the row of each sample of the step is.
+            shapes: ``token_shape`` of each.
+            work: the step, of ``pack_sizes``.
+            epoch: from 0.
+
+        Returns:
+            As `TokenDataset` says of ``pack_length``.
+        """
+        assert self.pack_length is not None
+        clips: list[dict[str, Tensor]] = [{}] * len(picks)
+        for shape in dict.fromkeys(shapes):  # unpacked together
+            alike = [index for index, other in enumerate(shapes) if other == shape]
+            made = self._tokens([picks[i] for i in alike], shape, work.samples[alike], epoch)
+            for nth, index in enumerate(alike):
+                clips[index] = {name: tensor[nth] for name, tensor in made.items()}
+        ends = np.cumsum(work.pack_sizes).tolist()
+        spans = [slice(end - size, end) for size, end in zip(work.pack_sizes, ends, strict=True)]
+        batch: dict[str, Any] = {
+            name: lay_tokens(
+                [[clip[name] for clip in clips[span]] for span in spans], self.pack_length
+            )
+            for name in clips[0]
+        }
+        grids = [_grid_of(clip["tokens"]) for clip in clips]
+        layout = lay_out([grids[span] for span in spans], self.pack_length)
+        batch |= {
+            "positions": torch.from_numpy(layout.positions),
+            "valid": torch.from_numpy(layout.valid),
+            "cu_seqlens": torch.from_numpy(layout.cu_seqlens),
+            "padding_sequences": torch.from_numpy(layout.is_padding),
+            "max_seqlen": layout.max_seqlen,
+        }
+        return self._completed(batch, picks, work.is_padding)
+
+    def _tokens(
+        self,
+        picks: Sequence[tuple[Loaded, int]],
+        shape: Sequence[int],
+        samples: Numbers,
+        epoch: int,
+    ) -> dict[str, Tensor]:
+        """Of rows of one shape, unpacked on the device."""
         token_format = self.tokens.token_format
         packed: Any = np.empty((len(picks), token_format.clip_bytes(shape)), dtype=np.uint8)
         for at, (one, row) in enumerate(picks):
@@ -86,7 +147,15 @@ class BatchMaker:
             packed[at] = blob
         if self.device is not None:
             packed = torch.from_numpy(packed).to(self.device, non_blocking=True)
-        batch: dict[str, Any] = dict(self.tokens(packed, shape, samples, epoch=epoch))
+        return self.tokens(packed, shape, samples, epoch=epoch)
+
+    def _completed(
+        self,
+        batch: dict[str, Any],
+        picks: Sequence[tuple[Loaded, int]],
+        is_padding: npt.NDArray[np.bool_],
+    ) -> dict[str, Any]:
+        """With all that is no token, on the device."""
         for name in self.columns:
             batch[name] = self._column(name, picks)
         if self.join is not None:
@@ -106,3 +175,8 @@ class BatchMaker:
         if isinstance(picks[0][0].values[name], np.ndarray):
             return torch.from_numpy(np.array(values))
         return values
+
+
+def _grid_of(tokens: Tensor) -> tuple[int, int, int]:
+    t, h, w = tokens.shape[-3:]
+    return t, h, w

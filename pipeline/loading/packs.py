@@ -6,7 +6,7 @@ this gives depends on nothing but how often each length occurs, so it is worked 
 (a few hundred steps a window, whatever its size), and any pack of an epoch is found from its
 number alone.
 
-Pure numpy.
+Pure.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from pipeline.loading.hashing import derived_key, hashes
+from pipeline.loading.hashing import hashes
 
 WINDOW_SAMPLES = 4096
 """Samples of the order that are packed among themselves."""
@@ -90,15 +92,14 @@ class PackedOrder:
     """The packs of one epoch."""
 
     def __init__(
-        self, lengths: npt.NDArray[np.integer], pack_length: int, *, seed: int, epoch: int
+        self, lengths: npt.NDArray[np.integer], pack_length: int, *, key: int | None
     ) -> None:
         """Count the packs of every window.
 
         Args:
             lengths: tokens of each sample, in the global order, int ``[N]``.
             pack_length: tokens of a pack.
-            seed: of the loader.
-            epoch: from 0.
+            key: of seed and epoch, shuffles the packs of a window; None: by their first samples.
 
         Raises:
             ValueError: a sample that is longer than a pack, or has no token.
@@ -110,7 +111,7 @@ class PackedOrder:
                 f"{int(lengths.min())}..{longest}; raise pack_length or filter the long clips out"
             )
         self._lengths, self._pack_length = lengths, pack_length
-        self._key = derived_key(seed, epoch, "packs")
+        self._key = key
         self._num_windows = math.ceil(lengths.size / WINDOW_SAMPLES)
         packs = [
             sum(pattern.number for pattern in best_fit_decreasing(counts, pack_length))
@@ -136,11 +137,20 @@ class PackedOrder:
         """
         if not 0 <= number < len(self):
             raise IndexError(f"pack {number} of an epoch of {len(self)} packs")
-        window = int(np.searchsorted(self._ends, number, side="right"))
+        window = self.window_of(number)
         if self._held[0] != window:
             self._held = (window, self._packs_of(window))
         before = int(self._ends[window - 1]) if window else 0
         return self._held[1][number - before]
+
+    def window_of(self, number: int) -> int:
+        """The window that a pack is made of."""
+        return int(np.searchsorted(self._ends, number, side="right"))
+
+    def samples_of(self, window: int) -> range:
+        """Places in the global order that a window spans."""
+        first = window * WINDOW_SAMPLES
+        return range(first, min(first + WINDOW_SAMPLES, self._lengths.size))
 
     def _window(self, window: int) -> npt.NDArray[np.integer]:
         return self._lengths[window * WINDOW_SAMPLES : (window + 1) * WINDOW_SAMPLES]
@@ -165,8 +175,10 @@ class PackedOrder:
             for one in best_fit_decreasing(counts, self._pack_length)
             for _ in range(one.number)
         ]
-        first_samples = np.array([pack[0] for pack in packs], dtype=np.uint64)
-        shuffled = np.argsort(hashes(first_samples, self._key), kind="stable")
+        ranks = np.array([pack[0] for pack in packs], dtype=np.uint64)
+        if self._key is not None:
+            ranks = hashes(ranks, self._key)
+        shuffled = np.argsort(ranks, kind="stable")
         return [packs[index] for index in shuffled]
 
 
@@ -228,10 +240,8 @@ def _grid(shape: Shape) -> npt.NDArray[np.int32]:
     return np.ascontiguousarray(np.indices(shape, dtype=np.int32).reshape(3, -1).T)
 
 
-def lay_tokens(
-    packs: Sequence[Sequence[npt.NDArray[np.generic]]], pack_length: int
-) -> npt.NDArray[np.generic]:
-    """Tokens of the packs in the places of ``lay_out``; padding is 0.
+def lay_tokens(packs: Sequence[Sequence[Tensor]], pack_length: int) -> Tensor:
+    """Tokens of the packs in the places of ``lay_out``, on their device; padding is 0.
 
     Args:
         packs: of each pack the samples, all indices ``[t, h, w]`` or all latents ``[c, t, h, w]``.
@@ -242,10 +252,10 @@ def lay_tokens(
     """
     first = packs[0][0]
     channels = first.shape[:-3]
-    laid = np.zeros((len(packs), pack_length, *channels), dtype=first.dtype)
+    laid = torch.zeros((len(packs), pack_length, *channels), dtype=first.dtype, device=first.device)
     for index, samples in enumerate(packs):
         end = 0
         for sample in samples:
             start, end = end, end + math.prod(sample.shape[-3:])
-            laid[index, start:end] = sample.reshape(*channels, -1).T
+            laid[index, start:end] = sample.reshape(*channels, -1).movedim(-1, 0)
     return laid

@@ -49,15 +49,17 @@ class Work:
     step: Step
     """What all ranks do."""
     samples: Numbers
-    """Sample numbers of this rank; int64 ``[B]``."""
+    """Sample numbers of this rank; int64 ``[samples]``."""
     is_padding: Any
-    """Whether a sample was handed out earlier in the epoch; bool ``[B]``."""
+    """Whether a sample, or a pack, was handed out earlier in the epoch; bool ``[B]``."""
     slots: list[Slot]
     """Where each sample lies."""
     offsets: list[int]
     """At which place of its row group's order."""
     fresh: list[Slot]
-    """Those that no step before has needed."""
+    """Those that are to be loaded for this step."""
+    pack_sizes: list[int] = field(default_factory=list)
+    """Of packs, how many of the samples each one holds, in their order; else empty."""
 
 
 class Layout:
@@ -83,10 +85,6 @@ class Layout:
             drop_last: see `Plan`.
             offset: see `Plan`.
         """
-
-        def of_kind(kind: int) -> int | None:
-            return None if key is None else derived_key(key, "rows", kind)
-
         self.orders = [
             Order(
                 rows, num_streams=num, key=None if key is None else derived_key(key, "rows", kind)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.loading.batches import BatchMaker
 from pipeline.loading.fetch import Fetch
+from pipeline.loading.packed import PackedLayout
 from pipeline.loading.passes import Layout, Slot, Work
 from pipeline.loading.prefetch import ahead
 from pipeline.loading.rows import Loaded, load_group
@@ -30,7 +32,7 @@ class Reader:
     """That do it."""
 
     def batches(
-        self, layout: Layout, works: Iterator[Work], *, epoch: int
+        self, layout: Layout | PackedLayout, works: Iterator[Work], *, epoch: int
     ) -> Iterator[tuple[Work, dict[str, Any]]]:
         """Steps and their batches, in order.
 
@@ -52,6 +54,9 @@ class Reader:
         def make(work: Work) -> dict[str, Any]:
             loaded = [slot.loaded.result() for slot in work.slots]
             picks = [(one, one.row(at)) for one, at in zip(loaded, work.offsets, strict=True)]
+            if work.pack_sizes:
+                shapes = [self.classes[slot.kind].shape for slot in work.slots]
+                return self.maker.packed(picks, shapes, work, epoch=epoch)
             shape = self.classes[work.step.kind].shape
             return self.maker(picks, shape, work.samples, work.is_padding, epoch=epoch)
 
@@ -66,6 +71,8 @@ class Reader:
 
     def _num_bytes(self, work: Work) -> int:
         """Of the row groups that a step is the first to need, and of its batch."""
-        one = self.classes[work.step.kind]
-        batch = 2 * len(work.slots) * self.maker.tokens.token_format.clip_bytes(one.shape)
-        return batch + sum(one.groups[slot.group].num_bytes for slot in work.fresh)
+        clip_bytes = self.maker.tokens.token_format.clip_bytes
+        kinds = Counter(slot.kind for slot in work.slots)
+        batch = sum(num * clip_bytes(self.classes[kind].shape) for kind, num in kinds.items())
+        groups = (self.classes[slot.kind].groups[slot.group] for slot in work.fresh)
+        return 2 * batch + sum(group.num_bytes for group in groups)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.errors import RunError
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 """Raised when an older state would continue elsewhere."""
 
 _OF_WORKERS = frozenset({"next_step", "num_workers"})
@@ -17,6 +17,7 @@ _REMEDIES = {
     "manifest": "open the data set with manifest=state['manifest']",
     "selection": "open it with the filters of the run that wrote the state",
     "num_streams": "open it with num_streams= of the run that wrote the state",
+    "batching": ("open it with tokens_per_batch= and pack_length= of the run that wrote the state"),
     "global_batch": (
         "choose batch_size and world_size with the same product, or "
         "load_state_dict(state, convert_batch=True)"

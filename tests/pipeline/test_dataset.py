@@ -50,10 +50,12 @@ def dataset_of(storage: Storage, **changes: Any) -> TokenDataset:
     return TokenDataset(storage.root, **{"batch_size": 1} | changes)
 
 
-def out_of(tmp_path: Path, rows: list[TokenRow], record: TokenFormat) -> str:
+def out_of(
+    tmp_path: Path, rows: list[TokenRow], record: TokenFormat, *, row_group_rows: int = 2
+) -> str:
     """An OUT with one part of these rows."""
     storage = Storage(str(tmp_path / "out"))
-    digest = write_part(tmp_path / "part", rows, record, row_group_rows=2)
+    digest = write_part(tmp_path / "part", rows, record, row_group_rows=row_group_rows)
     storage.publish(tmp_path / "part", "parts/p")
     commit(
         storage,

@@ -8,7 +8,9 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
+from pipeline.loading.hashing import derived_key
 from pipeline.loading.packs import (
     WINDOW_SAMPLES,
     PackedOrder,
@@ -62,7 +64,7 @@ def test_counting_lengths_gives_the_packs_of_the_textbook(mix: str) -> None:
 @pytest.mark.parametrize("mix", MIXES)
 def test_every_sample_is_in_one_pack_and_no_pack_is_too_long(mix: str) -> None:
     lengths, pack_length = MIXES[mix]
-    order = PackedOrder(lengths, pack_length, seed=3, epoch=0)
+    order = PackedOrder(lengths, pack_length, key=derived_key(3, 0, "packs"))
     packs = [order[number] for number in range(len(order))]
     assert sorted(np.concatenate(packs).tolist()) == list(range(len(lengths)))
     assert max(int(lengths[pack].sum()) for pack in packs) <= pack_length
@@ -71,29 +73,29 @@ def test_every_sample_is_in_one_pack_and_no_pack_is_too_long(mix: str) -> None:
 @pytest.mark.parametrize("mix", MIXES)
 def test_realistic_mixes_waste_at_most_three_percent(mix: str) -> None:
     lengths, pack_length = MIXES[mix]
-    order = PackedOrder(lengths, pack_length, seed=0, epoch=0)
+    order = PackedOrder(lengths, pack_length, key=derived_key(0, 0, "packs"))
     used = sum(int(lengths[order[number]].sum()) for number in range(len(order)))
     assert order.waste == pytest.approx(1 - used / (len(order) * pack_length))
     assert order.waste <= 0.03
 
 
 def test_lengths_that_leave_a_gap_in_every_pack_show_it_in_waste() -> None:
-    order = PackedOrder(np.full(6 * 1000, 1280), 8192, seed=0, epoch=0)
+    order = PackedOrder(np.full(6 * 1000, 1280), 8192, key=derived_key(0, 0, "packs"))
     assert order.waste == pytest.approx(1 - 6 * 1280 / 8192, abs=2e-3)
 
 
 def test_any_pack_is_found_from_its_number_alone() -> None:
     lengths, pack_length = MIXES["images and clips"]
-    whole = PackedOrder(lengths, pack_length, seed=3, epoch=2)
+    whole = PackedOrder(lengths, pack_length, key=derived_key(3, 2, "packs"))
     for number in (len(whole) - 1, 0, len(whole) // 2, 1):
-        again = PackedOrder(lengths, pack_length, seed=3, epoch=2)
+        again = PackedOrder(lengths, pack_length, key=derived_key(3, 2, "packs"))
         assert again[number].tolist() == whole[number].tolist()
 
 
 def test_seed_and_epoch_shuffle_the_packs_of_a_window_only() -> None:
     lengths, pack_length = MIXES["images and clips"]
     orders = [
-        PackedOrder(lengths, pack_length, seed=seed, epoch=epoch)
+        PackedOrder(lengths, pack_length, key=derived_key(seed, epoch, "packs"))
         for seed, epoch in ((0, 0), (0, 1), (1, 0))
     ]
     listed = [[order[number].tolist() for number in range(len(order))] for order in orders]
@@ -105,18 +107,18 @@ def test_seed_and_epoch_shuffle_the_packs_of_a_window_only() -> None:
 
 
 def test_packs_of_an_epoch_are_pinned_for_ever() -> None:
-    order = PackedOrder(np.array([3, 5, 2, 8, 1, 5, 4]), 8, seed=7, epoch=1)
+    order = PackedOrder(np.array([3, 5, 2, 8, 1, 5, 4]), 8, key=derived_key(7, 1, "packs"))
     assert [order[number].tolist() for number in range(len(order))] == [[0, 1], [3], [2, 4, 5], [6]]
 
 
 @pytest.mark.parametrize("length", [9, 0])
 def test_a_sample_that_no_pack_can_hold_is_refused_with_the_remedy(length: int) -> None:
     with pytest.raises(ValueError, match=r"pack_length=8 must hold the longest sample.*raise"):
-        PackedOrder(np.array([4, length]), 8, seed=0, epoch=0)
+        PackedOrder(np.array([4, length]), 8, key=derived_key(0, 0, "packs"))
 
 
 def test_an_empty_order_has_no_pack() -> None:
-    order = PackedOrder(np.zeros(0, dtype=np.int64), 8, seed=0, epoch=0)
+    order = PackedOrder(np.zeros(0, dtype=np.int64), 8, key=derived_key(0, 0, "packs"))
     assert (len(order), order.waste) == (0, 0.0)
     with pytest.raises(IndexError, match="pack 0 of an epoch of 0"):
         order[0]
@@ -125,7 +127,7 @@ def test_an_empty_order_has_no_pack() -> None:
 def test_a_million_samples_are_counted_in_seconds() -> None:
     lengths = np.random.default_rng(0).choice(MIXES["buckets with images"][0], 1_000_000)
     before = time.process_time()
-    PackedOrder(lengths, 16384, seed=0, epoch=0)
+    PackedOrder(lengths, 16384, key=derived_key(0, 0, "packs"))
     assert time.process_time() - before < 10
 
 
@@ -149,7 +151,7 @@ def test_a_pack_that_does_not_fit_is_refused() -> None:
 def test_tokens_lie_where_the_positions_say() -> None:
     shapes = [[(1, 2, 2), (2, 1, 3)], [(2, 2, 2)]]
     samples = [
-        [np.random.default_rng(0).integers(1, 99, s, dtype=np.int32) for s in pack]
+        [torch.from_numpy(np.random.default_rng(0).integers(1, 99, s)) for s in pack]
         for pack in shapes
     ]
     laid, layout = lay_tokens(samples, 12), lay_out(shapes, 12)
@@ -161,7 +163,7 @@ def test_tokens_lie_where_the_positions_say() -> None:
 
 
 def test_latents_are_laid_with_channels_last() -> None:
-    sample = np.arange(3 * 4, dtype=np.float32).reshape(3, 1, 2, 2)
+    sample = torch.arange(3 * 4, dtype=torch.float32).reshape(3, 1, 2, 2)
     laid = lay_tokens([[sample]], 5)
     assert laid.shape == (1, 5, 3)
     assert laid[0, 1].tolist() == sample[:, 0, 0, 1].tolist()
