@@ -147,7 +147,7 @@ def in_a_process(job: Job, paths: Mapping[str, str]) -> Figures:
     path = os.pathsep.join([here, *behind, *([inherited] if inherited else [])])
     done = subprocess.run(
         [sys.executable, "-m", "jobs.benchmark.token_pass", job.to_json()],
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},  # no network
         capture_output=True,
         check=False,
         text=True,
