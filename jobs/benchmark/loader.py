@@ -67,15 +67,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cold = {"ours, cold cache": replace(jobs["ours"], is_cold=True)}
         runs = read_all(jobs | cold, options.rounds, paths)
         runs["ours, S3 (moto)"] = read_from_s3(jobs["ours"], options.rounds)
+        figures = figures_of(runs, sizes, options.clips)
+        print(f"{options.clips:,} clips, medians of {options.rounds} rounds; {machine()}")
+        print(as_table(figures["formats"]), flush=True)
         first = first_of_many(folder / "many", options.parts, options.rounds)
-    figures = figures_of(runs, sizes, options.clips) | {
+    figures |= {
         "first_batch_many_parts_seconds": first,
         "parts": options.parts,
         "clips": options.clips,
         "machine": machine(),
     }
-    print(f"{options.clips:,} clips, medians of {options.rounds} rounds; {machine()}")
-    print(as_table(figures["formats"]))
     print(_verdicts(figures), flush=True)
     write_json(options.json, figures)
     return 0
