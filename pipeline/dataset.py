@@ -19,11 +19,10 @@ from typing import Any, Literal
 import torch
 
 from pipeline.errors import RunError
-from pipeline.loading.batches import BatchMaker, checked_columns
+from pipeline.loading.batches import BatchMaker, checked_columns, side_table
 from pipeline.loading.batching import Batching
 from pipeline.loading.cache import RangeCache
 from pipeline.loading.fetch import Fetch
-from pipeline.loading.join import SideTable
 from pipeline.loading.packed import PackedLayout
 from pipeline.loading.passes import Layout, Share
 from pipeline.loading.ranks import agree_on, own_place
@@ -131,7 +130,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             on_corrupt: "replace": rows of a row group that is not what was committed are replaced
                 by others of their shape and counted in ``num_replaced``.
             manifest: digest of the manifest to pin; None: everything that is committed now.
-            storage_options: fsspec options.
+            storage_options: fsspec options, of OUT and of ``join``.
 
         Raises:
             ValueError: an argument outside of what is said here.
@@ -144,7 +143,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         if on_corrupt not in ("raise", "replace"):
             raise ValueError(f"on_corrupt must be 'raise' or 'replace', got {on_corrupt!r}")
         self._columns = checked_columns(columns)
-        self._join = None if join is None else SideTable(join, taken=self._columns)
+        self._join = side_table(join, storage_options)
         self._tokens: dict[str, Any] = {
             "tokens_dtype": tokens_dtype,
             "latents": latents,

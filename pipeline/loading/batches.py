@@ -22,6 +22,13 @@ from pipeline.schema import TokenRow
 COLUMNS = tuple(one.name for one in fields(TokenRow) if one.name not in ("tokens", "token_shape"))
 """What may be asked for besides tokens."""
 
+TAKEN = (
+    *COLUMNS,
+    *"tokens log_variance epoch samples source is_padding replaced".split(),
+    *"positions valid cu_seqlens padding_sequences max_seqlen".split(),
+)
+"""Names that a joined column must not have: a batch has them already, or may have."""
+
 
 def checked_columns(columns: Sequence[str] | None) -> tuple[str, ...]:
     """The columns that are wanted; None: all.
@@ -34,6 +41,13 @@ def checked_columns(columns: Sequence[str] | None) -> tuple[str, ...]:
     if unknown:
         raise ValueError(f"columns has {', '.join(unknown)}; there are {', '.join(COLUMNS)}")
     return wanted
+
+
+def side_table(join: str | None, storage_options: dict[str, Any] | None) -> SideTable | None:
+    """The columns to be attached, under names that no batch has."""
+    if join is None:
+        return None
+    return SideTable(join, taken=TAKEN, storage_options=storage_options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

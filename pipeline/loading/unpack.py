@@ -14,22 +14,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.packing import INDEX_PACKINGS
+from pipeline.packing import INDEX_PACKINGS, unpack_indices, unpack_latents
 
 _FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-# The high bits of four neighbours, in place, for every value of their byte. Four int32 are looked
-# up as one element of 16 bytes, which is what makes this fast.
-_HIGH_BITS = np.array(
-    [[(byte >> shift & 3) << 16 for shift in (0, 2, 4, 6)] for byte in range(256)], dtype=np.int32
-)
-_QUADS = _HIGH_BITS.view(np.complex128).reshape(256)
 
 
 def unpack(
     blob: npt.NDArray[np.uint8], packing: str, shape: Sequence[int]
 ) -> npt.NDArray[np.int32] | npt.NDArray[np.float32]:
-    """Numbers of several clips; no more than the result is allocated, but for fp16.
+    """Numbers of several clips.
 
     Args:
         blob: uint8 ``[B, packed bytes of a clip]``, each row contiguous.
@@ -39,31 +32,14 @@ def unpack(
     Returns:
         int32 ``[B, t, h, w]`` or float32 ``[B, 2c, t, h, w]``, writable.
     """
-    batch, num = blob.shape[0], math.prod(shape)
-    if packing == "u16+u2":
-        quads = math.ceil(num / 4)
-        indices = np.empty((batch, 4 * quads), dtype=np.int32)
-        # "clip" never clips a byte here; it lets take write into the result without a buffer
-        np.take(_QUADS, blob[:, 2 * num :], out=indices.view(np.complex128), mode="clip")
-        indices = indices[:, :num]
-        np.bitwise_or(indices, blob[:, : 2 * num].view("<u2"), out=indices)
-        return indices.reshape(batch, *shape)
     if packing in INDEX_PACKINGS:
-        indices = np.empty((batch, num), dtype=np.int32)
-        np.copyto(indices, blob.view({"u16": "<u2", "i32": "<i4"}[packing]))
-        return indices.reshape(batch, *shape)
-    values = np.empty((batch, num), dtype=np.float32)
-    if packing == "bf16":
-        bits = values.view(np.uint32)
-        np.copyto(bits, blob.view("<u2"))
-        bits <<= 16
-    elif packing == "fp16":
-        halves = np.array(blob.view("<u2"), order="C")  # torch refuses what is read-only
-        # numpy converts halves ten times slower than torch
-        torch.from_numpy(values).copy_(torch.from_numpy(halves).view(torch.float16))
-    else:
-        np.copyto(values, blob.view("<f4"))
-    return values.reshape(batch, *shape)
+        return unpack_indices(blob, packing, shape)
+    if packing != "fp16":
+        return unpack_latents(blob, packing, shape)
+    # numpy converts halves ten times slower than torch, which refuses what is read-only
+    halves = torch.from_numpy(np.array(blob, order="C")).view(torch.float16)
+    values: npt.NDArray[np.float32] = halves.float().numpy()
+    return values.reshape(blob.shape[0], *shape)
 
 
 def unpack_on_device(blob: Tensor, packing: str, shape: Sequence[int]) -> Tensor:
