@@ -48,7 +48,7 @@ def ahead(
     in_flight = 0
 
     def make_when_loaded(work: Work) -> T:
-        for slot in work.slots:
+        for slot in set(work.slots):
             slot.loaded.result()
         return make(work)
 

@@ -52,8 +52,9 @@ class Reader:
             )
 
         def make(work: Work) -> dict[str, Any]:
-            loaded = [slot.loaded.result() for slot in work.slots]
-            picks = [(one, one.row(at)) for one, at in zip(loaded, work.offsets, strict=True)]
+            loaded = {slot: slot.loaded.result() for slot in set(work.slots)}
+            rows = [loaded[slot] for slot in work.slots]
+            picks = [(one, one.row(at)) for one, at in zip(rows, work.offsets, strict=True)]
             if work.pack_sizes:
                 shapes = [self.classes[slot.kind].shape for slot in work.slots]
                 return self.maker.packed(picks, shapes, work, epoch=epoch)
