@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterator
 
@@ -15,6 +16,8 @@ from pipeline import backends
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """URL of an S3 that lives as long as the session."""
+    # Its web server would write each request to whatever stderr was when it wrote the first.
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
