@@ -1,0 +1,57 @@
+"""``RUN/run.json``: what a RUN trains; a command that wants something else is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jobs.training.checkpoints import write_atomically
+from pipeline.errors import RunError
+from pipeline.fingerprint import ABSENT, differences
+
+
+def check_record(run: Path, material: Mapping[str, Any]) -> bool:
+    """Whether the RUN has begun; what it trains is then the same.
+
+    Args:
+        run: the folder.
+        material: all that decides what a step computes, by dotted section; steps may grow.
+
+    Raises:
+        RunError: the record is of another training, or no record.
+    """
+    path = run / "run.json"
+    if not path.exists():
+        if (run / "checkpoints").exists():
+            raise RunError(f"{run} has checkpoints, but no run.json: choose another train.run")
+        return False
+    try:
+        before = dict(json.loads(path.read_text())["material"])
+        steps = int(before["train"]["steps"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    wanted = json.loads(json.dumps(material))
+    if wanted["train"]["steps"] >= steps:
+        before["train"]["steps"] = wanted["train"]["steps"]
+    differing = differences(before, wanted)
+    if differing:
+        listed = "; ".join(
+            f"{key} was {_text(old)}, now {_text(new)}" for key, (old, new) in differing.items()
+        )
+        raise RunError(
+            f"{run} trains another configuration: {listed} "
+            "(use the same, where only train.steps may grow, or another train.run)"
+        )
+    return True
+
+
+def write_record(run: Path, material: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+    """Say what this RUN trains; ``extra`` is for people and decides nothing."""
+    text = json.dumps({"material": material, **extra}, indent=1)
+    write_atomically(run / "run.json", lambda path: path.write_text(text))
+
+
+def _text(value: Any) -> str:
+    return value if value == ABSENT else json.dumps(value)
