@@ -96,27 +96,29 @@ class ClipSection:
     """Which clips are cut out of videos."""
 
     fps: list[float] = field(default_factory=lambda: [3.0])
-    """Reduced frame rates; each video is read at one of them, drawn at random."""
+    """Reduced frame rates; each clip draws one of them."""
     clip_frames: int | None = None
     """T, frames in a clip; null: the tokenizer's own (17, 16 non-causal)."""
     resolution: int | None = None
     """Pixels of a clip's sides; null: the tokenizer's."""
     clips_per_video: int = 1
     """Clips that are cut out of a video each time that it is read."""
-    flip: bool = True
-    """Half of the clips are mirrored."""
     random_crop: bool = True
     """Cut out anywhere, else at the centre."""
-    shuffle_bytes: int = 256 << 20
-    """Clips that are held and mixed by one worker."""
-    prefetch_bytes: int = 64 << 20
-    """Batches that one worker has ready ahead."""
+    mirror: bool = True
+    """Half of the clips are mirrored, left to right."""
+    window_bytes: int = 256 << 20
+    """Encoded videos that are shuffled together; a worker holds two such windows."""
+    decoders: int = 2
+    """Decoder children of one worker."""
+    prefetch_bytes: int = 256 << 20
+    """What one worker has decoded ahead."""
 
     def __post_init__(self) -> None:
         """Check numbers."""
         if not self.fps or any(not 0 < rate <= 1000 for rate in self.fps):
             raise ValueError(f"sampling.fps must be a list of rates in (0, 1000], got {self.fps}")
-        names = "clip_frames resolution clips_per_video shuffle_bytes prefetch_bytes".split()
+        names = "clip_frames resolution clips_per_video window_bytes decoders prefetch_bytes".split()
         _require(self, "sampling", dict.fromkeys(names, 1))
 
 

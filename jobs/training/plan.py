@@ -9,18 +9,21 @@ from typing import Any
 from pipeline.reader import ReadRules
 from pipeline.records import VideoLimits
 from pipeline.shards import Shard
+from pipeline.training.recipe import ClipRecipe
 from tokenizer import TokenizerConfig
 from tokenizer.training.stages import StageConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClipRules:
-    """Which clips are read, and how."""
+class FeedRules:
+    """Where clips come from."""
 
     shards: tuple[Shard, ...]
     """Tars or buckets of a folder."""
-    storage_options: dict[str, Any]
-    """fsspec options for them."""
+    recipe: ClipRecipe
+    """What makes the clips and their order."""
+    options: dict[str, Any]
+    """fsspec options for reading."""
     read_rules: ReadRules
     """What the reader takes for a sample."""
     limits: VideoLimits
@@ -29,24 +32,10 @@ class ClipRules:
     """More bad videos than this end the training..."""
     min_videos: int
     """...from so many on."""
-    fps: tuple[float, ...]
-    """Rates, drawn per clip."""
-    clip_frames: int
-    """T."""
-    resolution: int
-    """H and W."""
-    clips_per_video: int
-    """Cut out of one video, each time that it is read."""
-    flip: bool
-    """Mirror half of the clips."""
-    random_crop: bool
-    """Else at the centre."""
-    shuffle_bytes: int
-    """Held and mixed by one worker."""
+    decoders: int
+    """Decoder children of one worker."""
     prefetch_bytes: int
-    """Ready ahead in one worker."""
-    seed: int
-    """Of order and draws."""
+    """Decoded ahead in one worker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +84,7 @@ class TrainingPlan:
     """alex, vgg, or None for no perceptual loss."""
     lpips_weights: str | None
     """Path of its weights; None: those shipped."""
-    clips: ClipRules
+    feed: FeedRules
     """What it is trained on."""
     save: SaveRules
     """Checkpoints."""

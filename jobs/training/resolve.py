@@ -5,13 +5,17 @@ Rules between sections are checked here, before anything is started.
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
-from pathlib import Path
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from jobs.training.checkpoints import start_weights
+import torch
+
+from jobs.training.checkpoints import latest_checkpoint, start_weights
 from jobs.training.config import TrainConfig
-from jobs.training.plan import ClipRules, SaveRules, ShowRules, TrainingPlan
+from jobs.training.plan import FeedRules, SaveRules, ShowRules, TrainingPlan
 from pipeline.config import ClusterKind, DatasetConfig, DatasetKind, LimitsConfig
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import digest_of
@@ -19,7 +23,8 @@ from pipeline.inputs import list_folder, list_tars
 from pipeline.reader import ReadRules
 from pipeline.records import VideoLimits
 from pipeline.resolve import plain
-from pipeline.shards import Shard
+from pipeline.shards import Shard, shard_name
+from pipeline.training.recipe import ClipRecipe
 from tokenizer import Precision, TokenizerConfig
 from tokenizer.training.fsq_entropy import FsqPenalty
 from tokenizer.training.objective import ObjectiveConfig
@@ -27,7 +32,7 @@ from tokenizer.training.stages import StageConfig
 
 _DECIDES_NOTHING = {
     "train": ("run", "stage", "device"),
-    "sampling": ("prefetch_bytes",),
+    "sampling": ("prefetch_bytes", "decoders"),
     "dataset": ("name", "shards", "path", "storage_options"),
     "tokenizer": ("official", "checkpoint_file", "published", "default_checkpoint", "checkpoint")
     + ("precision", "seed"),
@@ -85,11 +90,11 @@ def training_plan(config: TrainConfig, *, num_gpus: int, workers: int) -> Traini
         steps=train.steps,
         batch=train.batch,
         tokenizer=model_config(config),
-        start=None if train.start is None else start_weights(train.start),
+        start=start_of(config),
         stage=stage_config(config),
         lpips_net=config.lpips.net.name if config.lpips.weight else None,
         lpips_weights=config.lpips.weights,
-        clips=clip_rules(config),
+        feed=feed_rules(config),
         save=SaveRules(
             every_steps=config.save.every_steps,
             every_seconds=60 * config.save.every_minutes,
@@ -103,6 +108,24 @@ def training_plan(config: TrainConfig, *, num_gpus: int, workers: int) -> Traini
         device="cuda" if num_gpus and train.device != "cpu" else "cpu",
         workers=workers,
     )
+
+
+def start_of(config: TrainConfig) -> str | None:
+    """File or URL of the first weights; a RUN that has begun does not need them any more."""
+    train = config.train
+    if train.start is None or latest_checkpoint(Path(train.run).expanduser()) is not None:
+        return None
+    return start_weights(train.start)
+
+
+def extra(plan: TrainingPlan) -> dict[str, Any]:
+    """What ``run.json`` says for people."""
+    return {
+        "start": plan.start,
+        "shards": [shard.url for shard in plan.feed.shards],
+        "device": plan.device,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
 
 
 def model_config(config: TrainConfig) -> TokenizerConfig:
@@ -144,7 +167,7 @@ def stage_config(config: TrainConfig) -> StageConfig:
     )
 
 
-def clip_rules(config: TrainConfig) -> ClipRules:
+def feed_rules(config: TrainConfig) -> FeedRules:
     """What is read, with the shards listed.
 
     Raises:
@@ -158,22 +181,27 @@ def clip_rules(config: TrainConfig) -> ClipRules:
     except ValueError as error:
         raise ConfigError(f"sampling does not suit tokenizer {tokenizer.name}: {error}") from error
     rules = read_rules(config.dataset, limits)
-    return ClipRules(
+    return FeedRules(
         shards=tuple(shards(config.dataset, rules)),
-        storage_options=dict(config.dataset.storage_options),
+        recipe=ClipRecipe(
+            clip_frames=frames,
+            resolution=side,
+            fps=tuple(float(rate) for rate in sampling.fps),
+            seed=config.train.seed,
+            clips_per_video=sampling.clips_per_video,
+            random_crop=sampling.random_crop,
+            mirror=sampling.mirror,
+            window_bytes=sampling.window_bytes,
+        ),
+        options=dict(config.dataset.storage_options),
         read_rules=rules,
-        limits=VideoLimits(**{item.name: getattr(limits, item.name) for item in fields(VideoLimits)}),
+        limits=VideoLimits(
+            **{item.name: getattr(limits, item.name) for item in fields(VideoLimits)}
+        ),
         max_bad_fraction=limits.max_bad_fraction,
         min_videos=limits.min_videos,
-        fps=tuple(float(rate) for rate in sampling.fps),
-        clip_frames=frames,
-        resolution=side,
-        clips_per_video=sampling.clips_per_video,
-        flip=sampling.flip,
-        random_crop=sampling.random_crop,
-        shuffle_bytes=sampling.shuffle_bytes,
+        decoders=sampling.decoders,
         prefetch_bytes=sampling.prefetch_bytes,
-        seed=config.train.seed,
     )
 
 
@@ -213,7 +241,20 @@ def shards(dataset: DatasetConfig, rules: ReadRules) -> list[Shard]:
             f"dataset {dataset.name} has no shards: give dataset.shards=PATTERN, for example "
             f"/data/{{00000..00999}}.tar, s3://bucket/*.tar or @list.txt (got {given!r})"
         )
-    return list_tars(patterns, dataset.storage_options)
+    return without_place(list_tars(patterns, dataset.storage_options))
+
+
+def without_place(shards: Sequence[Shard]) -> list[Shard]:
+    """Named after their files alone where that is enough, so that a training may move with them.
+
+    The order of clips depends on the names.
+    """
+    names = [PurePosixPath(shard.url).name for shard in shards]
+    if len(set(names)) < len(names):
+        return list(shards)
+    return [
+        replace(shard, name=shard_name(name)) for shard, name in zip(shards, names, strict=True)
+    ]
 
 
 def material(config: TrainConfig, plan: TrainingPlan) -> dict[str, Any]:
@@ -226,7 +267,9 @@ def material(config: TrainConfig, plan: TrainingPlan) -> dict[str, Any]:
             del sections[section][key]
     if plan.lpips_net is None:
         sections["lpips"] = {"weight": 0}
-    sections["dataset"]["shards"] = digest_of([shard.name for shard in plan.clips.shards])
+    sections["dataset"]["shards"] = digest_of(
+        [[shard.name, list(shard.members)] for shard in plan.feed.shards]
+    )
     sections["cluster"] = {"workers": plan.workers}
     return sections
 

@@ -1,0 +1,55 @@
+"""RUN/pictures: one clip, always the same, over what the model of a step makes of it."""
+
+# T H W frames, rows, columns
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jobs.training.checkpoints import write_atomically
+from jobs.training.pictures import side_by_side, write_picture
+from jobs.training.plan import ShowRules
+from tokenizer.training.loop import Training
+
+
+class Album:
+    """The pictures of one RUN; ``clip.npy`` beside them is the clip that they show."""
+
+    def __init__(self, folder: Path, rules: ShowRules, training: Training) -> None:
+        self._folder, self._rules, self._training = folder, rules, training
+        self._clip_THWC: NDArray[np.uint8] | None = None
+
+    def open(self, clip_THWC: NDArray[np.uint8], step: int) -> None:
+        """Take the clip of before, or this one, uint8; a new RUN gets its picture of step 0."""
+        if self._clip_THWC is not None or not self._rules.pictures_every_steps:
+            return
+        path = self._folder / "clip.npy"
+        if not path.exists():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lambda unfinished: _write_array(unfinished, clip_THWC))
+        self._clip_THWC = np.load(path)
+        if step == 0:
+            self._draw(0)
+
+    def step(self, step: int) -> None:
+        """A picture, when one is due."""
+        every = self._rules.pictures_every_steps
+        if every and step % every == 0:
+            self._draw(step)
+
+    def _draw(self, step: int) -> None:
+        assert self._clip_THWC is not None
+        made_BTHWC = self._training.reconstruct(torch.from_numpy(self._clip_THWC[None]))
+        picture = side_by_side(
+            self._clip_THWC, made_BTHWC[0].cpu().numpy(), self._rules.picture_frames
+        )
+        write_picture(self._folder / f"step-{step:08d}.png", picture)
+
+
+def _write_array(path: Path, array: NDArray[np.uint8]) -> None:
+    with path.open("wb") as file:
+        np.save(file, array)
