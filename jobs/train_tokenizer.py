@@ -68,9 +68,7 @@ def execute(config: TrainConfig) -> None:
 
         found = start_ray(config.cluster.address if kind is ClusterKind.ray else None)
         num_gpus = int(found.num_gpus)
-    workers = config.cluster.workers or (
-        max(1, num_gpus) if kind is not ClusterKind.inline else 1
-    )
+    workers = config.cluster.workers or (max(1, num_gpus) if kind is not ClusterKind.inline else 1)
     plan = resolve.training_plan(config, num_gpus=num_gpus, workers=workers)
     material = resolve.material(config, plan)
     has_begun = check_record(plan.run, material)

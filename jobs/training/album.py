@@ -1,7 +1,5 @@
 """RUN/pictures: one clip, always the same, over what the model of a step makes of it."""
 
-# T H W frames, rows, columns
-
 from __future__ import annotations
 
 from pathlib import Path
@@ -9,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tokenizer.training.loop import Training
 
 from jobs.training.checkpoints import write_atomically
 from jobs.training.pictures import side_by_side, write_picture
 from jobs.training.plan import ShowRules
-from tokenizer.training.loop import Training
 
 
 class Album:
@@ -21,17 +19,17 @@ class Album:
 
     def __init__(self, folder: Path, rules: ShowRules, training: Training) -> None:
         self._folder, self._rules, self._training = folder, rules, training
-        self._clip_THWC: NDArray[np.uint8] | None = None
+        self._clip: NDArray[np.uint8] | None = None
 
-    def open(self, clip_THWC: NDArray[np.uint8], step: int) -> None:
-        """Take the clip of before, or this one, uint8; a new RUN gets its picture of step 0."""
-        if self._clip_THWC is not None or not self._rules.pictures_every_steps:
+    def open(self, clip: NDArray[np.uint8], step: int) -> None:
+        """Take the clip of before, or this one, uint8 ``[T, H, W, 3]``; a new RUN gets its picture of step 0."""
+        if self._clip is not None or not self._rules.pictures_every_steps:
             return
         path = self._folder / "clip.npy"
         if not path.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lambda unfinished: _write_array(unfinished, clip_THWC))
-        self._clip_THWC = np.load(path)
+            write_atomically(path, lambda unfinished: _write_array(unfinished, clip))
+        self._clip = np.load(path)
         if step == 0:
             self._draw(0)
 
@@ -42,11 +40,9 @@ class Album:
             self._draw(step)
 
     def _draw(self, step: int) -> None:
-        assert self._clip_THWC is not None
-        made_BTHWC = self._training.reconstruct(torch.from_numpy(self._clip_THWC[None]))
-        picture = side_by_side(
-            self._clip_THWC, made_BTHWC[0].cpu().numpy(), self._rules.picture_frames
-        )
+        assert self._clip is not None
+        made = self._training.reconstruct(torch.from_numpy(self._clip[None]))
+        picture = side_by_side(self._clip, made[0].cpu().numpy(), self._rules.picture_frames)
         write_picture(self._folder / f"step-{step:08d}.png", picture)
 
 

@@ -1,10 +1,10 @@
 """The checkpoints of a RUN: each a folder that appears whole or not at all.
 
-    RUN/checkpoints/step-00001000/
-        training.pt                everything that the next step depends on
-        weights.safetensors        published layout, float32: encoder, decoder, loss
-        weights_ema.safetensors    encoder and decoder of the running mean, where there is one
-        weights_fp16.safetensors   encoder and decoder in half precision, on request
+RUN/checkpoints/step-00001000/
+training.pt                everything that the next step depends on
+weights.safetensors        published layout, float32: encoder, decoder, loss
+weights_ema.safetensors    encoder and decoder of the running mean, where there is one
+weights_fp16.safetensors   encoder and decoder in half precision, on request
 """
 
 from __future__ import annotations
@@ -127,11 +127,15 @@ def start_weights(start: str) -> str:
     if start == "auto" or "://" in start or "@sha256:" in start or path.is_file():
         return start if start == "auto" or "://" in start else str(path.absolute())
     if not path.is_dir():
-        raise ConfigError(f"train.start={start}: no such folder or file; give a RUN or a checkpoint")
+        raise ConfigError(
+            f"train.start={start}: no such folder or file; give a RUN or a checkpoint"
+        )
     for folder in (path, latest_checkpoint(path)):
         if folder is not None and (folder / WEIGHTS).is_file():
             return str((folder / WEIGHTS).absolute())
-    raise ConfigError(f"train.start={start}: it has no checkpoint yet (checkpoints/step-*/{WEIGHTS})")
+    raise ConfigError(
+        f"train.start={start}: it has no checkpoint yet (checkpoints/step-*/{WEIGHTS})"
+    )
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -160,9 +164,7 @@ def _finished(root: Path) -> list[Path]:
 
 
 def _model_only(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name: value for name, value in tensors.items() if not name.startswith(_TRAINING_ONLY)
-    }
+    return {name: value for name, value in tensors.items() if not name.startswith(_TRAINING_ONLY)}
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

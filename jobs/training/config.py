@@ -118,7 +118,9 @@ class ClipSection:
         """Check numbers."""
         if not self.fps or any(not 0 < rate <= 1000 for rate in self.fps):
             raise ValueError(f"sampling.fps must be a list of rates in (0, 1000], got {self.fps}")
-        names = "clip_frames resolution clips_per_video window_bytes decoders prefetch_bytes".split()
+        names = (
+            "clip_frames resolution clips_per_video window_bytes decoders prefetch_bytes".split()
+        )
         _require(self, "sampling", dict.fromkeys(names, 1))
 
 

@@ -24,9 +24,7 @@ def train_inline(plan: TrainingPlan) -> bool:
     stopping = threading.Event()
     device = torch.device(plan.device, 0) if plan.device == "cuda" else torch.device("cpu")
     with TrainingLine(plan.steps) as line, stopped_by_signals(stopping.set):
-        return train(
-            plan, Worker(device=device), is_stopping=stopping.is_set, show=line.show
-        )
+        return train(plan, Worker(device=device), is_stopping=stopping.is_set, show=line.show)
 
 
 @contextlib.contextmanager
@@ -39,7 +37,9 @@ def stopped_by_signals(stop: Callable[[], object]) -> Iterator[None]:
         seen += 1
         if seen > 1:
             os._exit(STOPPED_NOW)
-        sys.stderr.write("stopping: a checkpoint is written after this step (once more: stop now)\n")
+        sys.stderr.write(
+            "stopping: a checkpoint is written after this step (once more: stop now)\n"
+        )
         sys.stderr.flush()
         stop()
 

@@ -1,7 +1,5 @@
 """Pictures of source frames over their reconstructions, written as PNG."""
 
-# T H W frames, rows, columns
-
 from __future__ import annotations
 
 import struct
@@ -18,32 +16,32 @@ GAP = 2
 
 
 def side_by_side(
-    source_THWC: NDArray[np.uint8], made_THWC: NDArray[np.uint8], num_frames: int
+    source: NDArray[np.uint8], made: NDArray[np.uint8], num_frames: int
 ) -> NDArray[np.uint8]:
     """Some frames in a row, what was made of them below: uint8 ``[2H + gap, nW + gaps, 3]``.
 
     Args:
-        source_THWC: uint8 frames.
-        made_THWC: as many, of the same size.
+        source: uint8 frames ``[T, H, W, 3]``.
+        made: as many of the same size.
         num_frames: n at most, evenly spaced, the first and the last among them.
     """
-    chosen = np.unique(np.linspace(0, len(source_THWC) - 1, num_frames).round().astype(int))
-    height, width = source_THWC.shape[1:3]
+    chosen = np.unique(np.linspace(0, len(source) - 1, num_frames).round().astype(int))
+    height, width = source.shape[1:3]
     size = (2 * height + GAP, len(chosen) * (width + GAP) - GAP, 3)
     picture = np.full(size, 255, np.uint8)
     for column, index in enumerate(chosen):
         left = column * (width + GAP)
-        picture[:height, left : left + width] = source_THWC[index]
-        picture[height + GAP :, left : left + width] = made_THWC[index]
+        picture[:height, left : left + width] = source[index]
+        picture[height + GAP :, left : left + width] = made[index]
     return picture
 
 
-def png(picture_HWC: NDArray[np.uint8]) -> bytes:
+def png(picture: NDArray[np.uint8]) -> bytes:
     """A PNG file (RFC 2083) of uint8 ``[H, W, 3]``."""
-    height, width = picture_HWC.shape[:2]
+    height, width = picture.shape[:2]
     # Each row is preceded by the number of its filter: 0, none.
     rows = np.concatenate(
-        [np.zeros((height, 1), np.uint8), picture_HWC.reshape(height, width * 3)], axis=1
+        [np.zeros((height, 1), np.uint8), picture.reshape(height, width * 3)], axis=1
     )
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
@@ -54,10 +52,10 @@ def png(picture_HWC: NDArray[np.uint8]) -> bytes:
     )
 
 
-def write_picture(path: Path, picture_HWC: NDArray[np.uint8]) -> None:
+def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
     """Write a PNG that is there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda unfinished: unfinished.write_bytes(png(picture_HWC)))
+    write_atomically(path, lambda unfinished: unfinished.write_bytes(png(picture)))
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

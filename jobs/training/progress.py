@@ -62,9 +62,7 @@ class TrainingLine:
             self._bar.update(self._task, completed=step, description=text)
         elif now - self._written >= PLAIN_SECONDS or step == self._num_steps:
             self._written = now
-            self._console.print(
-                training_line(step, self._num_steps, self.steps_per_second, values)
-            )
+            self._console.print(training_line(step, self._num_steps, self.steps_per_second, values))
 
     @property
     def steps_per_second(self) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from tokenizer.training.stages import StageConfig
 
 from jobs.training.checkpoints import latest_checkpoint, start_weights
 from jobs.training.config import TrainConfig
@@ -28,7 +29,6 @@ from pipeline.training.recipe import ClipRecipe
 from tokenizer import Precision, TokenizerConfig
 from tokenizer.training.fsq_entropy import FsqPenalty
 from tokenizer.training.objective import ObjectiveConfig
-from tokenizer.training.stages import StageConfig
 
 _DECIDES_NOTHING = {
     "train": ("run", "stage", "device"),
@@ -272,4 +272,3 @@ def material(config: TrainConfig, plan: TrainingPlan) -> dict[str, Any]:
     )
     sections["cluster"] = {"workers": plan.workers}
     return sections
-

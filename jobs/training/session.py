@@ -105,10 +105,10 @@ class _Session:
                     break
         return self._step >= self._plan.steps
 
-    def _train_step(self, batch_BTHWC: Batch, show: Show) -> None:
+    def _train_step(self, batch: Batch, show: Show) -> None:
         if self._curve is not None:
-            self._album.open(batch_BTHWC[0], self._step)
-        parts = torch.from_numpy(batch_BTHWC).chunk(self._plan.stage.accumulate)
+            self._album.open(batch[0], self._step)
+        parts = torch.from_numpy(batch).chunk(self._plan.stage.accumulate)
         values = self._training.step([part.to(self._worker.device) for part in parts])
         _check(values, self._step, self._plan)
         if self._curve is not None:
