@@ -71,7 +71,7 @@ def execute(config: TrainConfig) -> None:
     workers = config.cluster.workers or (max(1, num_gpus) if kind is not ClusterKind.inline else 1)
     plan = resolve.training_plan(config, num_gpus=num_gpus, workers=workers)
     material = resolve.material(config, plan)
-    has_begun = check_record(plan.run, material)
+    check_record(plan.run, material)
     print(describe(config, plan), flush=True)
     if config.dry_run:
         return

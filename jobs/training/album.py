@@ -22,7 +22,7 @@ class Album:
         self._clip: NDArray[np.uint8] | None = None
 
     def open(self, clip: NDArray[np.uint8], step: int) -> None:
-        """Take the clip of before, or this one, uint8 ``[T, H, W, 3]``; a new RUN gets its picture of step 0."""
+        """Take the clip of before or this one, uint8 ``[T, H, W, 3]``; draw step 0."""
         if self._clip is not None or not self._rules.pictures_every_steps:
             return
         path = self._folder / "clip.npy"

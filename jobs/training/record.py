@@ -12,8 +12,8 @@ from pipeline.errors import RunError
 from pipeline.fingerprint import ABSENT, differences
 
 
-def check_record(run: Path, material: Mapping[str, Any]) -> bool:
-    """Whether the RUN has begun; what it trains is then the same.
+def check_record(run: Path, material: Mapping[str, Any]) -> None:
+    """Nothing, where the RUN is new or trains the same.
 
     Args:
         run: the folder.
@@ -26,7 +26,7 @@ def check_record(run: Path, material: Mapping[str, Any]) -> bool:
     if not path.exists():
         if (run / "checkpoints").exists():
             raise RunError(f"{run} has checkpoints, but no run.json: choose another train.run")
-        return False
+        return
     try:
         before = dict(json.loads(path.read_text())["material"])
         steps = int(before["train"]["steps"])
@@ -44,7 +44,6 @@ def check_record(run: Path, material: Mapping[str, Any]) -> bool:
             f"{run} trains another configuration: {listed} "
             "(use the same, where only train.steps may grow, or another train.run)"
         )
-    return True
 
 
 def write_record(run: Path, material: Mapping[str, Any], extra: Mapping[str, Any]) -> None:

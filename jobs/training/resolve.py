@@ -34,8 +34,15 @@ _DECIDES_NOTHING = {
     "train": ("run", "stage", "device"),
     "sampling": ("prefetch_bytes", "decoders"),
     "dataset": ("name", "shards", "path", "storage_options"),
-    "tokenizer": ("official", "checkpoint_file", "published", "default_checkpoint", "checkpoint")
-    + ("precision", "seed"),
+    "tokenizer": (
+        "official",
+        "checkpoint_file",
+        "published",
+        "default_checkpoint",
+        "checkpoint",
+        "precision",
+        "seed",
+    ),
 }
 """Keys that no step depends on, or (shards) that the record has in another form."""
 

@@ -16,12 +16,12 @@ Value = TypeVar("Value")
 class Worker:
     """One process of a training."""
 
+    device: torch.device
+    """Where it computes."""
     rank: int = 0
     """0 writes the run folder."""
     world_size: int = 1
     """How many there are; more than one are connected by torch.distributed."""
-    device: torch.device = torch.device("cpu")
-    """Where it computes."""
 
     @property
     def is_first(self) -> bool:
