@@ -66,7 +66,9 @@ def execute(config: TrainConfig) -> None:
     if kind is not ClusterKind.inline:
         from pipeline.driver import start_ray
 
-        found = start_ray(config.cluster.address if kind is ClusterKind.ray else None)
+        # Ray Train asks Ray's dashboard how its controller is, and complains every second without.
+        address = config.cluster.address if kind is ClusterKind.ray else None
+        found = start_ray(address, dashboard=True)
         num_gpus = int(found.num_gpus)
     workers = config.cluster.workers or (max(1, num_gpus) if kind is not ClusterKind.inline else 1)
     plan = resolve.training_plan(config, num_gpus=num_gpus, workers=workers)

@@ -42,15 +42,15 @@ REPORTS_PER_SECOND = 100.0
 """Asked of all workers together: a thousand of them must not keep the driver busy."""
 
 
-def start_ray(address: str | None) -> Cluster:
-    """Start Ray here (``address`` None) or join a running cluster.
+def start_ray(address: str | None, *, dashboard: bool = False) -> Cluster:
+    """Start Ray here (``address`` None), with a dashboard or not, or join a running cluster.
 
     Raises:
         RunError: no cluster at the address, or it does not let us in.
     """
     options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
     if address is None:
-        options |= {"include_dashboard": False, "address": "local"}
+        options |= {"include_dashboard": dashboard, "address": "local"}
     else:
         check_reachable(address)
         options |= {"address": address}

@@ -128,7 +128,7 @@ def start_weights(start: str) -> str:
         return start if start == "auto" or "://" in start else str(path.absolute())
     if not path.is_dir():
         raise ConfigError(
-            f"train.start={start}: no such folder or file; give a RUN or a checkpoint"
+            f"train.start={start}: no such file or folder; give a RUN or a checkpoint"
         )
     for folder in (path, latest_checkpoint(path)):
         if folder is not None and (folder / WEIGHTS).is_file():

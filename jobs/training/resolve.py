@@ -6,9 +6,8 @@ Rules between sections are checked here, before anything is started.
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,12 +18,11 @@ from jobs.training.config import TrainConfig
 from jobs.training.plan import FeedRules, SaveRules, ShowRules, TrainingPlan
 from pipeline.config import ClusterKind, DatasetConfig, DatasetKind, LimitsConfig
 from pipeline.errors import ConfigError
-from pipeline.fingerprint import digest_of
 from pipeline.inputs import list_folder, list_tars
 from pipeline.reader import ReadRules
 from pipeline.records import VideoLimits
 from pipeline.resolve import plain
-from pipeline.shards import Shard, shard_name
+from pipeline.shards import Shard
 from pipeline.training.recipe import ClipRecipe
 from tokenizer import Precision, TokenizerConfig
 from tokenizer.training.fsq_entropy import FsqPenalty
@@ -248,20 +246,7 @@ def shards(dataset: DatasetConfig, rules: ReadRules) -> list[Shard]:
             f"dataset {dataset.name} has no shards: give dataset.shards=PATTERN, for example "
             f"/data/{{00000..00999}}.tar, s3://bucket/*.tar or @list.txt (got {given!r})"
         )
-    return without_place(list_tars(patterns, dataset.storage_options))
-
-
-def without_place(shards: Sequence[Shard]) -> list[Shard]:
-    """Named after their files alone where that is enough, so that a training may move with them.
-
-    The order of clips depends on the names.
-    """
-    names = [PurePosixPath(shard.url).name for shard in shards]
-    if len(set(names)) < len(names):
-        return list(shards)
-    return [
-        replace(shard, name=shard_name(name)) for shard, name in zip(shards, names, strict=True)
-    ]
+    return list_tars(patterns, dataset.storage_options)
 
 
 def material(config: TrainConfig, plan: TrainingPlan) -> dict[str, Any]:
@@ -274,8 +259,6 @@ def material(config: TrainConfig, plan: TrainingPlan) -> dict[str, Any]:
             del sections[section][key]
     if plan.lpips_net is None:
         sections["lpips"] = {"weight": 0}
-    sections["dataset"]["shards"] = digest_of(
-        [[shard.name, list(shard.members)] for shard in plan.feed.shards]
-    )
+    sections["dataset"]["shards"] = plan.feed.recipe.digest(plan.feed.shards)
     sections["cluster"] = {"workers": plan.workers}
     return sections
