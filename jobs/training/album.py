@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizer.training.loop import Training
 
 from jobs.training.checkpoints import write_atomically
 from jobs.training.pictures import side_by_side, write_picture
 from jobs.training.plan import ShowRules
+from tokenizer.training.loop import Training
 
 
 class Album:

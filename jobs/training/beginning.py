@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from tokenizer.training.loop import Training
-
 from jobs.training.plan import TrainingPlan
 from jobs.training.workers import Worker
 from tokenizer import load_tokenizer
 from tokenizer.checkpoint import AUTO, RANDOM, read_tensors
 from tokenizer.fetch import fetch
 from tokenizer.metrics.lpips import LPIPS
+from tokenizer.training.loop import Training
 
 LOSS = "loss."
 """What names begin with that belong to the objective, not to the model."""

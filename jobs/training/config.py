@@ -7,6 +7,7 @@ at ``resolve``: nothing below sees them. Defaults are the published recipe's (ar
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -30,7 +31,7 @@ class LpipsNet(enum.Enum):
     vgg = "vgg"
 
 
-def _require(section: Any, name: str, least: dict[str, float]) -> None:
+def _require(section: Any, name: str, least: Mapping[str, float]) -> None:
     """Raises ValueError where a number is below its least value; null passes."""
     for key, bound in least.items():
         value = getattr(section, key)

@@ -54,7 +54,7 @@ def train_on_ray(plan: TrainingPlan, *, cpus_per_worker: float, max_failures: in
     if plan.device == "cuda":
         resources["GPU"] = 1.0
     trainer = TorchTrainer(
-        worker_main,  # type: ignore[arg-type] - what it gives is in return_value
+        worker_main,  # type: ignore[arg-type]  # what it gives is in return_value
         train_loop_config={"plan": plan},
         torch_config=TorchConfig(backend="nccl" if plan.device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizer.training.stages import StageConfig
-
 from pipeline.reader import ReadRules
 from pipeline.records import VideoLimits
 from pipeline.shards import Shard
 from pipeline.training.recipe import ClipRecipe
 from tokenizer import TokenizerConfig
+from tokenizer.training.stages import StageConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

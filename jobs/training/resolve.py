@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizer.training.stages import StageConfig
 
 from jobs.training.checkpoints import latest_checkpoint, start_weights
 from jobs.training.config import TrainConfig
@@ -27,6 +26,7 @@ from pipeline.training.recipe import ClipRecipe
 from tokenizer import Precision, TokenizerConfig
 from tokenizer.training.fsq_entropy import FsqPenalty
 from tokenizer.training.objective import ObjectiveConfig
+from tokenizer.training.stages import StageConfig
 
 _DECIDES_NOTHING = {
     "train": ("run", "stage", "device"),

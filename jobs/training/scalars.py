@@ -42,7 +42,7 @@ def _writer(folder: Path, step: int) -> SummaryWriter | None:
             file=sys.stderr,
         )
         return None
-    writer: SummaryWriter = SummaryWriter(  # type: ignore[no-untyped-call]
+    writer: SummaryWriter = SummaryWriter(
         str(folder), purge_step=step + 1, flush_secs=FLUSH_SECONDS
     )
     return writer

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, closing
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -95,7 +95,7 @@ class _Session:
 
     def train(self, is_stopping: Callable[[], bool], show: Show) -> bool:
         """As the function of this name."""
-        with closing(iter(self._feed)) as batches:
+        with closing(cast(Generator[Batch], iter(self._feed))) as batches:
             while self._step < self._plan.steps:
                 self._train_step(next(batches), show)
                 follows = self._worker.decided(lambda: self._follows(is_stopping))

@@ -269,7 +269,7 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path: Path) -> None:
     path = Checkpoints(tmp_path, keep=1).save(1, {"step": 1}, {"encoder.a": torch.ones(2)})
     (path / "training.pt").write_bytes((path / "training.pt").read_bytes()[:100])
     with pytest.raises(
-        RunError, match="remove .*step-00000001 to continue at the checkpoint before"
+        RunError, match=r"remove .*step-00000001 to continue at the checkpoint before"
     ):
         read_state(path)
 
