@@ -74,8 +74,11 @@ class Checkpoints:
             best = _model_only(weights if ema is None else ema)
             half = {name: value.half() for name, value in best.items()}
             save_file(_plain(half), unfinished / FP16_WEIGHTS)
-        for path in [*unfinished.iterdir(), unfinished]:
+        for path in unfinished.iterdir():
+            # safetensors makes files that only their owner reads.
+            path.chmod((unfinished / _STATE).stat().st_mode)
             sync(path)
+        sync(unfinished)
         unfinished.rename(final)
         sync(self._root)
         self._drop_old()

@@ -183,6 +183,8 @@ def _prepare_arithmetic(plan: TrainingPlan) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # A warning where a kernel has no such form: the run is then equal but for last bits.
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Filling memory that is about to be written would make no step the same that is not.
+        torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def _check(values: Mapping[str, float], step: int, plan: TrainingPlan) -> None:

@@ -58,7 +58,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], *, code: int = 0) -> str:
-    output, _ = process.communicate(timeout=100)
+    output, _ = process.communicate(timeout=180)
     assert process.returncode == code, output
     return output
 
@@ -304,6 +304,7 @@ def test_the_line_tells_rate_and_time_left() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_two_workers_on_ray_survive_a_death_with_the_same_curve(tmp_path: Path) -> None:
     rules = ["train.steps=12", "save.every_steps=3", "cluster=local", "cluster.workers=2"]
     quiet, run = tmp_path / "quiet", tmp_path / "killed"
