@@ -17,6 +17,7 @@ from pipeline.training.clips import TrainingClips
 from tests.pipeline.training.consumer import RECIPE, RULES
 from tests.pipeline.training.feeds import digests, take
 
+
 @pytest.fixture(scope="module")
 def tars(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return demo_shards(tmp_path_factory.mktemp("tars"))
@@ -33,19 +34,18 @@ def consume(state: Path, number: int, tars: list[Path]) -> subprocess.Popen[str]
 
 
 def test_after_sigkill_the_next_process_goes_on_with_the_next_batch(
-    tars: list[Path], straight: list[str], tmp_path: Path
+    tars: list[Path], tmp_path: Path
 ) -> None:
     state = tmp_path / "state.json"
-    for num_batches in (2, 3):
-        with consume(state, 100, tars) as process:
-            assert process.stdout is not None
-            for _ in range(num_batches):
-                assert process.stdout.readline()
-            process.kill()
+    with consume(state, 6, tars) as process:
+        assert process.stdout is not None
+        for _ in range(2):
+            assert process.stdout.readline()
+        process.kill()
     with consume(state, 2, tars) as process:
         assert process.wait() == 0
     met = json.loads(state.read_text())["met"]
-    assert len(met) >= 7
+    assert len(met) >= 4
     assert met == digests(take(feed_over(tars), len(met)))
 
 

@@ -29,7 +29,13 @@ def test_frame_numbers_are_those_of_the_published_code(case: dict) -> None:
 
 @pytest.mark.parametrize(
     ("num_frames", "source_rate", "wanted", "rate"),
-    [(300, 30.0, 17, 3), (300, 29.97, 17, 8), (66, 30.0, 17, 8), (65, 30.0, 17, 8), (12, 30, 17, 8)],
+    [
+        (300, 30.0, 17, 3),
+        (300, 29.97, 17, 8),
+        (66, 30.0, 17, 8),
+        (65, 30.0, 17, 8),
+        (12, 30, 17, 8),
+    ],
 )
 def test_every_start_stays_inside_the_video(
     num_frames: int, source_rate: float, wanted: int, rate: float

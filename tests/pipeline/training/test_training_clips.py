@@ -124,6 +124,24 @@ def test_a_clip_has_the_drawn_start_and_rate(tmp_path: Path) -> None:
     assert min(steps.values()) > 8
 
 
+def test_short_videos_and_single_pictures_repeat_their_last_frame(tmp_path: Path) -> None:
+    members = [("a.mp4", encode(range(3))), ("b.mp4", encode(range(1)))]
+    shards = [tar_shard(tmp_path / "short.tar", tar_bytes(members))]
+    recipe = replace(RECIPE, resolution=SIZE, fps=(30.0,))
+    [batch] = take(feed_of(shards, recipe, batch_clips=2), 1)
+    numbers = sorted([read_number(picture) for picture in clip] for clip in batch)
+    assert numbers == [[0, 0, 0, 0], [0, 1, 2, 2]]
+
+
+def test_a_source_slower_than_the_rate_gives_every_frame_once(tmp_path: Path) -> None:
+    video = encode([3 * number for number in range(9)])  # 10 frames per second
+    shards = [tar_shard(tmp_path / "slow.tar", tar_bytes([("a.mp4", video)]))]
+    recipe = replace(RECIPE, resolution=SIZE, fps=(30.0,))
+    [batch] = take(feed_of(shards, recipe, batch_clips=1), 1)
+    first, *rest = [read_number(picture) for picture in batch[0]]
+    assert rest == [first + 1, first + 2, first + 4]  # the last one is published one further
+
+
 def test_crops_and_mirrors_are_parts_of_the_picture(tmp_path: Path) -> None:
     across = np.broadcast_to(np.arange(128, dtype=np.uint8)[None, :, None], (64, 128, 3))
     video = encode(range(3), draw=lambda k: across, options={"crf": "1"}, pix_fmt="yuv444p")
@@ -189,7 +207,7 @@ def test_a_state_of_other_clips_or_ranks_is_refused_with_the_way_out(shards: lis
     with pytest.raises(RunError, match="belongs to other clips"):
         feed_of(shards[:2]).load_state_dict(state)
     other = feed_of(shards, rank=1, world_size=2)
-    with pytest.raises(RunError, match="rank 0 of 1, this is rank 1 of 2: .*next_epoch=True"):
+    with pytest.raises(RunError, match=r"rank 0 of 1, this is rank 1 of 2: .*next_epoch=True"):
         other.load_state_dict(state)
     with pytest.raises(RunError, match="no state of training clips"):
         feed.load_state_dict({"version": 99})
