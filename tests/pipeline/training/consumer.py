@@ -20,10 +20,9 @@ RECIPE = ClipRecipe(
     resolution=32,
     fps=(3.0, 8.0, 25.0),
     seed=3,
-    clips_per_video=2,
     random_crop=True,
     mirror=True,
-    window_bytes=800_000,
+    window_bytes=400_000,
 )
 RULES = ReadRules(
     video_extensions=frozenset({"mp4", "webm", "mkv", "3gp"}),
