@@ -35,7 +35,7 @@ RULES = ReadRules(
 def main() -> None:
     state_path, number, *patterns = sys.argv[1:]
     state = Path(state_path)
-    feed = TrainingClips(list_tars(patterns, {}), RECIPE, batch_clips=4, rules=RULES)
+    feed = TrainingClips(list_tars(patterns, {}), RECIPE, batch_clips=2, rules=RULES)
     met: list[str] = []
     if state.exists():
         saved = json.loads(state.read_text())

@@ -25,7 +25,7 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def feed_over(tars: list[Path]) -> TrainingClips:
     shards = list_tars([str(path) for path in tars], {})
-    return TrainingClips(shards, RECIPE, batch_clips=4, rules=RULES)
+    return TrainingClips(shards, RECIPE, batch_clips=2, rules=RULES)
 
 
 def consume(state: Path, number: int, tars: list[Path]) -> subprocess.Popen[str]:
@@ -54,7 +54,7 @@ def test_a_damaged_video_of_the_demo_is_skipped_with_its_reason(
 ) -> None:
     feed = feed_over(tars)
     batches = take(feed, 7)
-    assert np.stack(batches).shape == (7, 4, 5, 32, 32, 3)
+    assert np.stack(batches).shape == (7, 2, 5, 32, 32, 3)
     assert all(batch.std() > 10 for batch in batches)
     assert feed.tally.bad["not_a_video"] >= 1
     assert "damaged was skipped: not_a_video: " in caplog.text
@@ -69,6 +69,6 @@ def test_s3_gives_the_same_clips_and_continues_a_state_of_local_files(
     local = feed_over(tars)
     take(local, 2)
     shards = list_tars([f"s3://{bucket}/data/demo-{{00000..00003}}.tar"], {})
-    remote = TrainingClips(shards, RECIPE, batch_clips=4, rules=RULES)
+    remote = TrainingClips(shards, RECIPE, batch_clips=2, rules=RULES)
     remote.load_state_dict(local.state_dict())
     assert digests(take(remote, 2)) == digests(take(local, 2))
