@@ -74,6 +74,7 @@ def test_a_state_after_any_batch_continues_with_exactly_the_next_one(
         if len(batches) == 7:
             break
     assert len({(s["place"]["epoch"], s["place"]["window"]) for s in states}) > 2
+    assert max(len(json.dumps(state)) for state in states) < 600
     expected = digests(batches)
     for number, state in enumerate(states[:-1], 1):
         resumed = feed_of(shards, recipe)
