@@ -229,14 +229,14 @@ def test_a_shard_that_changed_since_the_state_is_refused(tmp_path: Path) -> None
 
 def test_memory_is_bounded_by_windows_and_prefetch(tmp_path: Path) -> None:
     video = colour(1) + bytes(1_000_000)  # what follows the last box is passed over
-    shards = write_shards(tmp_path, [video] * 60, 2)
+    shards = write_shards(tmp_path, [video] * 24, 2)
     recipe = replace(RECIPE, window_bytes=2_000_000)
     rules = replace(RULES, video_bytes=len(video))
     feed = feed_of(shards, recipe, rules=rules, prefetch_bytes=2_000_000)
     take(feed, 1)  # imports
     tracemalloc.start()
     try:
-        take(feed, 30)
+        take(feed, 8)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
