@@ -54,9 +54,9 @@ def shards_of_rank(num_shards: int, rank: int, world_size: int, key: int) -> lis
     """Which shards a rank reads in an epoch, in order; all of them where ranks share shards.
 
     >>> [shards_of_rank(5, rank, 2, key=3) for rank in range(2)]
-    [[1, 3, 0], [4, 2]]
+    [[0, 2, 3], [4, 1]]
     >>> shards_of_rank(2, 3, 4, key=3)
-    [1, 0]
+    [0, 1]
     """
     order: list[int] = permutation(num_shards, key).tolist()
     return order if num_shards < world_size else order[rank::world_size]

@@ -20,10 +20,9 @@ RECIPE = ClipRecipe(
     resolution=32,
     fps=(3.0, 8.0, 25.0),
     seed=3,
-    clips_per_video=2,
     random_crop=True,
     mirror=True,
-    window_bytes=800_000,
+    window_bytes=400_000,
 )
 RULES = ReadRules(
     video_extensions=frozenset({"mp4", "webm", "mkv", "3gp"}),
@@ -36,7 +35,7 @@ RULES = ReadRules(
 def main() -> None:
     state_path, number, *patterns = sys.argv[1:]
     state = Path(state_path)
-    feed = TrainingClips(list_tars(patterns, {}), RECIPE, batch_clips=4, rules=RULES)
+    feed = TrainingClips(list_tars(patterns, {}), RECIPE, batch_clips=2, rules=RULES)
     met: list[str] = []
     if state.exists():
         saved = json.loads(state.read_text())

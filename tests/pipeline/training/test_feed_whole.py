@@ -17,6 +17,7 @@ from pipeline.training.clips import TrainingClips
 from tests.pipeline.training.consumer import RECIPE, RULES
 from tests.pipeline.training.feeds import digests, take
 
+
 @pytest.fixture(scope="module")
 def tars(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return demo_shards(tmp_path_factory.mktemp("tars"))
@@ -24,7 +25,7 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def feed_over(tars: list[Path]) -> TrainingClips:
     shards = list_tars([str(path) for path in tars], {})
-    return TrainingClips(shards, RECIPE, batch_clips=4, rules=RULES)
+    return TrainingClips(shards, RECIPE, batch_clips=2, rules=RULES)
 
 
 def consume(state: Path, number: int, tars: list[Path]) -> subprocess.Popen[str]:
@@ -33,19 +34,18 @@ def consume(state: Path, number: int, tars: list[Path]) -> subprocess.Popen[str]
 
 
 def test_after_sigkill_the_next_process_goes_on_with_the_next_batch(
-    tars: list[Path], straight: list[str], tmp_path: Path
+    tars: list[Path], tmp_path: Path
 ) -> None:
     state = tmp_path / "state.json"
-    for num_batches in (2, 3):
-        with consume(state, 100, tars) as process:
-            assert process.stdout is not None
-            for _ in range(num_batches):
-                assert process.stdout.readline()
-            process.kill()
+    with consume(state, 6, tars) as process:
+        assert process.stdout is not None
+        for _ in range(2):
+            assert process.stdout.readline()
+        process.kill()
     with consume(state, 2, tars) as process:
         assert process.wait() == 0
     met = json.loads(state.read_text())["met"]
-    assert len(met) >= 7
+    assert len(met) >= 4
     assert met == digests(take(feed_over(tars), len(met)))
 
 
@@ -54,7 +54,7 @@ def test_a_damaged_video_of_the_demo_is_skipped_with_its_reason(
 ) -> None:
     feed = feed_over(tars)
     batches = take(feed, 7)
-    assert np.stack(batches).shape == (7, 4, 5, 32, 32, 3)
+    assert np.stack(batches).shape == (7, 2, 5, 32, 32, 3)
     assert all(batch.std() > 10 for batch in batches)
     assert feed.tally.bad["not_a_video"] >= 1
     assert "damaged was skipped: not_a_video: " in caplog.text
@@ -69,6 +69,6 @@ def test_s3_gives_the_same_clips_and_continues_a_state_of_local_files(
     local = feed_over(tars)
     take(local, 2)
     shards = list_tars([f"s3://{bucket}/data/demo-{{00000..00003}}.tar"], {})
-    remote = TrainingClips(shards, RECIPE, batch_clips=4, rules=RULES)
+    remote = TrainingClips(shards, RECIPE, batch_clips=2, rules=RULES)
     remote.load_state_dict(local.state_dict())
     assert digests(take(remote, 2)) == digests(take(local, 2))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from pipeline.training import draws, frames, recipe, windows
 from pipeline.training.frames import (
     SlotPicker,
     clip_slots,
@@ -29,7 +32,13 @@ def test_frame_numbers_are_those_of_the_published_code(case: dict) -> None:
 
 @pytest.mark.parametrize(
     ("num_frames", "source_rate", "wanted", "rate"),
-    [(300, 30.0, 17, 3), (300, 29.97, 17, 8), (66, 30.0, 17, 8), (65, 30.0, 17, 8), (12, 30, 17, 8)],
+    [
+        (300, 30.0, 17, 3),
+        (300, 29.97, 17, 8),
+        (66, 30.0, 17, 8),
+        (65, 30.0, 17, 8),
+        (12, 30, 17, 8),
+    ],
 )
 def test_every_start_stays_inside_the_video(
     num_frames: int, source_rate: float, wanted: int, rate: float
@@ -53,8 +62,8 @@ def test_a_short_video_is_squeezed_and_its_last_frame_repeated() -> None:
 
 def picked(slots: list[int], rate: Fraction, times: list[float]) -> list[int]:
     picker = SlotPicker[int, int](slots, rate, lambda frame: frame)
-    frames = ((Fraction(str(time)), number) for number, time in enumerate(times))
-    for frame, until in with_ends(frames):
+    pictures = ((Fraction(str(time)), number) for number, time in enumerate(times))
+    for frame, until in with_ends(pictures):
         picker.show(frame, until=until)
     assert picker.is_done
     return picker.frames
@@ -70,3 +79,8 @@ def test_at_a_variable_rate_slots_are_evenly_spaced_in_time() -> None:
     times = [0.0, 0.1, 0.2, 0.3, 1.0, 2.0]  # a mean rate of 2.5
     assert num_slots(Fraction(12, 5), Fraction(5, 2)) == 6
     assert picked([0, 1, 2, 3, 4, 5], Fraction(5, 2), times) == [2, 3, 4, 4, 4, 5]
+
+
+@pytest.mark.parametrize("module", [draws, frames, recipe, windows], ids=lambda m: m.__name__)
+def test_examples_in_docstrings_are_true(module: ModuleType) -> None:
+    assert doctest.testmod(module).failed == 0
