@@ -9,6 +9,7 @@ the message in ``__str__``, so that they survive pickling (process pools, Ray)::
       InputError             the tensor given to encode or decode
         ShapeError · DtypeError · RangeError · NonFiniteError · IndexRangeError
       MissingPart       decode without a decoder, indices of a KL model, streams if not causal
+      DivergedTraining       a step of a training gave NaN or infinity
       CheckpointError        the weights
         MissingCheckpoint · MissingNetwork · CheckpointUnavailable · WrongDigest
         UnreadableCheckpoint · CheckpointMismatch · BadWeights
@@ -75,6 +76,21 @@ class NonFiniteError(InputError):
 
 class IndexRangeError(InputError):
     """An index that the codebook does not have."""
+
+
+class DivergedTraining(TokenizerError):
+    """Loss or gradient of a training step is NaN or infinite."""
+
+    def __init__(self, step: int, loss: float, norm: float) -> None:
+        super().__init__(step, loss, norm)
+        self.step, self.loss, self.norm = step, loss, norm
+
+    def __str__(self) -> str:
+        return (
+            f"training step {self.step}: the loss is {self.loss:g} and the norm of its gradient "
+            f"{self.norm:g}, but both must be finite; go on from the last checkpoint with a lower "
+            "learning_rate or clip_norm, or with precision=fp32"
+        )
 
 
 class MissingPart(TokenizerError):

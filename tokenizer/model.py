@@ -127,7 +127,7 @@ class VideoTokenizer(nn.Module):
             DtypeError: not uint8.
         """
         check_frames(self.config, frames_BTHWC)
-        return self._encode(self._scaled(frames_BTHWC))
+        return self._encode(self.scaled(frames_BTHWC))
 
     def encode_chunk(
         self, x_BCTHW: Tensor, state: EncoderState | None = None
@@ -165,7 +165,7 @@ class VideoTokenizer(nn.Module):
         """``encode_chunk`` of decoded video, uint8 ``[B, T, H, W, 3]``; records no gradients."""
         check_causal(self.config)
         check_frames(self.config, frames_BTHWC, is_first=state is None)
-        return self._encode_chunk(self._scaled(frames_BTHWC), state)
+        return self._encode_chunk(self.scaled(frames_BTHWC), state)
 
     def stream_encode(
         self, frames: Tensor | Iterable[Tensor], chunk: int = 16, *, first: int = 1
@@ -328,7 +328,8 @@ class VideoTokenizer(nn.Module):
             raise ShapeError("indices", "[B, t, h, w]", str(list(indices_Bthw.shape)))
         return self.quantizer.codes(indices_Bthw.to(self.device))
 
-    def _scaled(self, frames_BTHWC: Tensor) -> Tensor:
+    def scaled(self, frames_BTHWC: Tensor) -> Tensor:
+        """Decoded video, uint8 ``[B, T, H, W, 3]``, as ``[B, 3, T, H, W]`` in [-1, 1]."""
         # uint8 travels to the device, a quarter of the bytes. The order of operations is that of
         # the published preprocessing, so that inputs are equal to the last bit.
         x_BCTHW = frames_BTHWC.movedim(-1, 1).to(self.device).to(torch.float32)

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from tokenizer.config import NormKind
 from tokenizer.layers.conv import (
@@ -129,6 +130,8 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.out_channels, self.tile_axis = out_channels, tile_axis
+        self.computes_again = False
+        """In a pass that records gradients: keep the input alone, and compute the rest again."""
         self.norm1 = make_norm(in_channels)
         self.conv1 = make_conv(in_channels, out_channels)
         self.norm2 = make_norm(out_channels)
@@ -142,10 +145,13 @@ class ResBlock(nn.Module):
 
         In tiles, that is on a CPU without gradients, the input is overwritten.
         """
+        if self.computes_again and torch.is_grad_enabled():
+            y_BTHWC: Tensor = checkpoint(
+                self._whole, x_BTHWC, stream, use_reentrant=False, preserve_rng_state=False
+            )
+            return y_BTHWC
         if self.tile_axis is None or not is_tiled(self, x_BTHWC):
-            h_BTHWC: Tensor = self.conv1(norm_silu(self.norm1, x_BTHWC), stream)
-            h_BTHWC = self.conv2(norm_silu(self.norm2, h_BTHWC), stream)
-            return h_BTHWC.add_(self._shortcut(x_BTHWC))
+            return self._whole(x_BTHWC, stream)
         looks_back = 2 if self.tile_axis == ROWS else 0
         return by_tiles(
             self._tile,
@@ -155,6 +161,11 @@ class ResBlock(nn.Module):
             channels=self.out_channels,
             looks_back=looks_back,
         )
+
+    def _whole(self, x_BTHWC: Tensor, stream: Stream) -> Tensor:
+        h_BTHWC: Tensor = self.conv1(norm_silu(self.norm1, x_BTHWC), stream)
+        h_BTHWC = self.conv2(norm_silu(self.norm2, h_BTHWC), stream)
+        return h_BTHWC.add_(self._shortcut(x_BTHWC))
 
     def _shortcut(self, x_BTHWC: Tensor) -> Tensor:
         return x_BTHWC if self.nin_shortcut is None else cast(Tensor, self.nin_shortcut(x_BTHWC))

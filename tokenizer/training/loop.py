@@ -1,7 +1,10 @@
 """One training: a model, its objective, two optimisers; ``step`` takes a batch.
 
 Pure torch: no files, no data. With torch.distributed initialised, every rank takes its share of
-each batch, and gradients are averaged once a step.
+each batch, and gradients are averaged once a step. Parts of a batch, and shares of ranks, give what
+the whole batch gives, except where a term is no mean over videos: the entropy of the codebook of a
+part (that of ranks is exact), the statistics of batch norm and LeCAM's hinges, and the adaptive
+weight, which each part and rank takes from its own gradients, as published.
 """
 
 # B batch · C colour · T H W frames, rows, columns · c t h w latents
@@ -10,17 +13,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
 
 from tokenizer.arithmetic import arithmetic, compute_dtype
+from tokenizer.checks import check_frames
+from tokenizer.config import Precision
+from tokenizer.errors import DivergedTraining
+from tokenizer.layers.blocks import ResBlock
 from tokenizer.model import VideoTokenizer
 from tokenizer.quantizers.fsq import FSQ
 from tokenizer.training.codebook import CodebookUse
 from tokenizer.training.ema import Ema
 from tokenizer.training.losses import kl_loss
 from tokenizer.training.objective import Logs, Objective
-from tokenizer.training.stages import StageConfig
+from tokenizer.training.replicas import average, copy_from_first
+from tokenizer.training.stages import StageConfig, learning_rate
 
 
 class Training:
@@ -42,8 +49,12 @@ class Training:
         model.set_precision(config.precision)
         model.train().requires_grad_(True)
         if config.encoder_fixed:
-            model.encoder.requires_grad_(False)
+            model.encoder.requires_grad_(False).eval()
+        for module in model.modules():
+            if isinstance(module, ResBlock):
+                module.computes_again = config.activation_checkpointing
         self.objective = Objective(config.objective, lpips).to(model.device)
+        copy_from_first([*model.state_dict().values(), *self.objective.state_dict().values()])
         learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._generator_side = [*learned, self.objective.logvar]
         self._judge_side = list(self.objective.discriminator.parameters())
@@ -66,84 +77,104 @@ class Training:
             parts: of the batch, uint8 ``[B, T, H, W, 3]`` each, computed one after the other.
 
         Returns:
-            Scalars of the step, the mean of all parts and ranks.
+            Scalars of the step, the mean of all parts and ranks; for discrete models also the
+            use of the codebook over the latest batches.
+
+        Raises:
+            InputError: parts that are no videos for this model.
+            DivergedTraining: loss or gradient is not finite; the weights of that optimiser are
+                still those of the step before.
         """
+        with arithmetic(self.config.precision, self.model.device.type):
+            return self._step(parts)
+
+    def _step(self, parts: Sequence[Tensor]) -> dict[str, float]:
         sums: Logs = {}
+        is_adversarial = self.objective.is_adversarial(self.num_steps)
         pairs = [self._autoencoder_pass(part, len(parts), sums) for part in parts]
-        norm = self._move(self._autoencoder, self._generator_side)
-        for x_hat_BCTHW, x_BCTHW in pairs:
-            self._discriminator_pass(x_hat_BCTHW, x_BCTHW, len(parts), sums)
-        if self.objective.is_adversarial(self.num_steps):
-            self._move(self._discriminator, self._judge_side)
-        _average(list(_float_buffers(self.objective)))
+        norm = self._move(self._autoencoder, self._generator_side, sums["loss"])
+        if is_adversarial or self.config.judge_from_start:
+            for x_hat_BCTHW, x_BCTHW in pairs:
+                self._discriminator_pass(x_hat_BCTHW, x_BCTHW, len(parts), sums)
+            average([buffer for buffer in self.objective.buffers() if buffer.is_floating_point()])
+        if is_adversarial:
+            self._move(self._discriminator, self._judge_side, sums["disc_loss"])
         if self._ema is not None:
             self._ema.update(self.model)
         self.num_steps += 1
         return self._numbers(sums | {"gradient_norm": norm})
 
     def _autoencoder_pass(
-        self, frames: Tensor, num_parts: int, sums: Logs
+        self, frames_BTHWC: Tensor, num_parts: int, sums: Logs
     ) -> tuple[Tensor, Tensor]:
-        x_BCTHW = frames.movedim(-1, 1).float() / 127.5 - 1
+        check_frames(self.model.config, frames_BTHWC)
+        x_BCTHW = self.model.scaled(frames_BTHWC)
         latents_Bcthw, penalty = self._encode(x_BCTHW)
-        x_hat_BCTHW = self._maybe_again(self.model.decode, latents_Bcthw)
-        x_hat_BCTHW = x_hat_BCTHW[:, :, -x_BCTHW.shape[2] :]
+        x_hat_BCTHW = self.model.decode(latents_Bcthw)[:, :, -x_BCTHW.shape[2] :]
         last = _last_weight(self.model)
-        loss, logs = self.objective.autoencoder_loss(
-            x_hat_BCTHW, x_BCTHW, penalty, self.num_steps, last
-        )
+        with self._autocast():
+            loss, logs = self.objective.autoencoder_loss(
+                x_hat_BCTHW, x_BCTHW, penalty, self.num_steps, last
+            )
         torch.autograd.backward(loss / num_parts)
-        mse = (x_hat_BCTHW.detach().clamp(-1, 1) - x_BCTHW).square().mean() / 4
+        x_hat_BCTHW = x_hat_BCTHW.detach()
+        mse = (x_hat_BCTHW.clamp(-1, 1) - x_BCTHW).square().mean() / 4
         logs |= {"penalty": penalty.detach(), "psnr": -10 * (mse + 1e-8).log10()}
         _add(sums, logs, num_parts)
-        return x_hat_BCTHW.detach(), x_BCTHW
+        return x_hat_BCTHW, x_BCTHW
 
     def _encode(self, x_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents, and what the quantiser adds to the loss."""
         model, config = self.model, self.config
-        with (
-            torch.set_grad_enabled(not config.encoder_fixed),
-            arithmetic(config.precision, x_BCTHW.device.type),
-        ):
-            h_Bcthw = self._maybe_again(
-                lambda x: model.encoder(x, None, compute_dtype(config.precision)), x_BCTHW
-            )
-        if isinstance(model.quantizer, FSQ):
+        with torch.set_grad_enabled(not config.encoder_fixed):
+            h_Bcthw = model.encoder(x_BCTHW, None, compute_dtype(config.precision))
+            if not isinstance(model.quantizer, FSQ):
+                mean, log_variance = model.quantizer(h_Bcthw)
+                latents_Bcthw = model.quantizer.sample(mean, log_variance, None)
+                return latents_Bcthw, config.kl_weight * kl_loss(mean, log_variance)
             codes_Bcthw, indices_Bthw = model.quantizer(h_Bcthw)
             assert self.codebook is not None
             self.codebook.update(indices_Bthw)
             levels = model.config.quantizer.levels
             return codes_Bcthw, config.penalty(h_Bcthw, codes_Bcthw, levels, self.num_steps)
-        mean, log_variance = model.quantizer(h_Bcthw)
-        latents = model.quantizer.sample(mean, log_variance, None)
-        return latents, config.kl_weight * kl_loss(mean, log_variance)
 
-    def _maybe_again(self, compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        if not self.config.activation_checkpointing:
-            return compute(x)
-        made: Tensor = checkpoint(compute, x, use_reentrant=False)
-        return made
+    def _autocast(self) -> torch.autocast:
+        """LPIPS and discriminator in the precision of the stage; their losses stay float32."""
+        is_bf16 = self.config.precision is Precision.bf16
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=is_bf16)
 
     def _discriminator_pass(
         self, x_hat_BCTHW: Tensor, x_BCTHW: Tensor, num_parts: int, sums: Logs
     ) -> None:
-        loss, logs = self.objective.discriminator_loss(x_hat_BCTHW, x_BCTHW, self.num_steps)
+        with self._autocast():
+            loss, logs = self.objective.discriminator_loss(x_hat_BCTHW, x_BCTHW, self.num_steps)
         if loss.requires_grad:
             torch.autograd.backward(loss / num_parts)
         _add(sums, logs, num_parts)
 
-    def _move(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> Tensor:
-        """One step along the mean gradient of all ranks; its norm before it was cut."""
-        gradients = [value.grad for value in parameters if value.grad is not None]
-        _average(gradients)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
+    def _move(
+        self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], loss: Tensor
+    ) -> Tensor:
+        """One step along the mean gradient of all ranks; its norm before it was cut.
+
+        Raises:
+            DivergedTraining: loss or gradient of some rank is not finite; nothing has moved.
+        """
+        loss = loss.clone()
+        average([loss, *(value.grad for value in parameters if value.grad is not None)])
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm).detach()
+        if not bool(torch.isfinite(loss + norm)):
+            raise DivergedTraining(self.num_steps + 1, float(loss), float(norm))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.num_steps)
         optimizer.step()
         optimizer.zero_grad()
-        return norm.detach()
+        return norm
 
     def _numbers(self, sums: Logs) -> dict[str, float]:
         names = list(sums)
         values = torch.stack([sums[name].detach().float() for name in names])
-        _average([values])
+        average([values])
         numbers = dict(zip(names, values.tolist(), strict=True))
         if self.codebook is not None:
             numbers["codebook_used"] = self.codebook.used_fraction
@@ -215,21 +246,6 @@ def _add(sums: Logs, logs: Logs, num_parts: int) -> None:
     for name, value in logs.items():
         part = value.detach().float() / num_parts
         sums[name] = sums[name] + part if name in sums else part
-
-
-def _float_buffers(module: nn.Module) -> list[Tensor]:
-    return [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-
-
-def _average(tensors: list[Tensor]) -> None:
-    """In place, over all ranks, in one message."""
-    if not (distributed.is_available() and distributed.is_initialized()) or not tensors:
-        return
-    flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
-    distributed.all_reduce(flat)
-    flat /= distributed.get_world_size()
-    for tensor, mean in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
-        tensor.detach().copy_(mean.view_as(tensor))
 
 
 def _last_weight(model: VideoTokenizer) -> Tensor:
