@@ -58,6 +58,10 @@ class TrainSection:
     """Parts that a worker's share of a batch is computed in, one after the other."""
     learning_rate: float = 1e-5
     """Of both Adam optimisers."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate grows to that, in a line."""
+    final_rate: float = 1.0
+    """Share of the learning rate that is left at the last step, after a cosine; 1: constant."""
     encoder_fixed: bool = False
     """The encoder stays as it is."""
     precision: TrainingPrecision = TrainingPrecision.bf16
@@ -88,6 +92,13 @@ class TrainSection:
                 raise ValueError(f"train.{key} must be positive, got {getattr(self, key)}")
         if self.ema_decay is not None and self.ema_decay >= 1:
             raise ValueError(f"train.ema_decay must be below 1 or null, got {self.ema_decay}")
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise ValueError(
+                f"train.warmup_steps must be in [0, train.steps={self.steps}], "
+                f"got {self.warmup_steps}"
+            )
+        if not 0 <= self.final_rate <= 1:
+            raise ValueError(f"train.final_rate must be in [0, 1], got {self.final_rate}")
         if self.device not in ("auto", "cuda", "cpu"):
             raise ValueError(f"train.device must be auto, cuda or cpu, got {self.device}")
 
@@ -157,6 +168,9 @@ class LossSection:
     """Loss of the discriminator."""
     generator: GeneratorLoss = GeneratorLoss.non_saturating
     """Its counterpart in the autoencoder's loss."""
+    judge_from_start: bool = True
+    """Batch norm and LeCAM's means see steps before adversarial_start, as published; false saves
+    that time."""
     initial_log_variance: float = 0.0
     """Where the learned log-variance starts."""
     entropy_weight: float = 0.1

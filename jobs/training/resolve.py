@@ -145,6 +145,9 @@ def stage_config(config: TrainConfig) -> StageConfig:
     return StageConfig(
         steps=train.steps,
         learning_rate=train.learning_rate,
+        warmup_steps=train.warmup_steps,
+        final_rate=train.final_rate,
+        judge_from_start=loss.judge_from_start,
         encoder_fixed=train.encoder_fixed,
         precision=Precision[train.precision.name],
         accumulate=train.accumulate,

@@ -91,6 +91,7 @@ MISTAKES = [
     ([*CHOSEN, "train.run=r", "train.resolution=64"], "did you mean sampling.resolution?"),
     ([*CHOSEN, "train.run=r", "train.steps=0"], "train.steps must be at least 1, got 0"),
     ([*CHOSEN, "train.run=r", "train.ema_decay=1"], "train.ema_decay must be below 1"),
+    ([*CHOSEN, "train.run=r", "train.steps=5", "train.warmup_steps=6"], "[0, train.steps=5], got"),
     ([*CHOSEN, "train.run=r", "sampling.fps=[0]"], "list of rates in (0, 1000], got [0.0]"),
     ([*CHOSEN, "train.run=r", "lpips.net=squeeze"], "expected one of [alex, vgg]"),
     ([*CHOSEN, "train.run=r", "loss.dims=4"], "loss.dims must be 2 (frames) or 3 (videos), got 4"),
