@@ -23,6 +23,8 @@ from jobs.training.workers import Worker
 from pipeline.errors import RunError
 from pipeline.training.clips import Batch, TrainingClips
 
+_DETERMINISTIC: Any = torch.utils.deterministic
+
 Show = Callable[[int, Mapping[str, float]], None]
 """Takes step and scalars for whoever watches."""
 
@@ -184,7 +186,7 @@ def _prepare_arithmetic(plan: TrainingPlan) -> None:
         # A warning where a kernel has no such form: the run is then equal but for last bits.
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Filling memory that is about to be written would make no step the same that is not.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        _DETERMINISTIC.fill_uninitialized_memory = False
 
 
 def _check(values: Mapping[str, float], step: int, plan: TrainingPlan) -> None:
