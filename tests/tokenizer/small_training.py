@@ -21,10 +21,10 @@ _SMALL: dict[str, Any] = {
     "default_checkpoint": "random",
 }
 FSQ_SMALL = TokenizerConfig(
-    **_SMALL, quantizer=QuantizerConfig(kind=QuantizerKind.fsq, levels=(8, 5, 5, 5))
+    **_SMALL, quantizer=QuantizerConfig(kind=QuantizerKind.fsq, levels=[8, 5, 5, 5])
 )
 KL_SMALL = TokenizerConfig(
-    **_SMALL, z_channels=4, quantizer=QuantizerConfig(kind=QuantizerKind.kl, levels=())
+    **_SMALL, z_channels=4, quantizer=QuantizerConfig(kind=QuantizerKind.kl, levels=[])
 )
 
 

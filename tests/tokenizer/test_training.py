@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tests.tokenizer.small_training import (
     FSQ_SMALL,
@@ -24,6 +26,15 @@ from tests.tokenizer.small_training import (
 from tokenizer import DivergedTraining, ShapeError, load_tokenizer
 from tokenizer.config import Precision, TokenizerConfig, Version
 from tokenizer.training.loop import Training
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread() -> Iterator[None]:
+    """Layers this small only wait for each other where they share cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def saved(training: Training) -> dict[str, Any]:
@@ -40,16 +51,16 @@ def test_a_resumed_training_takes_the_identical_next_steps(config: TokenizerConf
     stage_config = stage(ema_decay=0.9, adversarial_start=1)
     straight = training_of(config, stage_config)
     torch.manual_seed(5)
-    for step in range(2):
+    for step in range(3):
         straight.step([clips(step)])
     state = saved(straight)
-    expected = [straight.step([clips(step)]) for step in (2, 3)]
+    expected = [straight.step([clips(step)]) for step in (3, 4, 5)]
 
     resumed = training_of(config, stage_config, seed=99)
     torch.manual_seed(77)
     resumed.load_state_dict(state["all"])
     resumed.load_random_state(state["own"])
-    assert [resumed.step([clips(step)]) for step in (2, 3)] == expected
+    assert [resumed.step([clips(step)]) for step in (3, 4, 5)] == expected
     assert equal(resumed.state_dict(), straight.state_dict())
     assert torch.equal(resumed.random_state()["cpu"], straight.random_state()["cpu"])
 
@@ -97,7 +108,7 @@ def gradients(training: Training, parts: list[Tensor]) -> dict[str, Tensor]:
             if value.grad is not None:
                 found[name] = value.grad.clone()
 
-    hook = torch.optim.optimizer.register_optimizer_step_pre_hook(keep)
+    hook = register_optimizer_step_pre_hook(keep)
     training.step(parts)
     hook.remove()
     return found
@@ -106,9 +117,10 @@ def gradients(training: Training, parts: list[Tensor]) -> dict[str, Tensor]:
 def assert_same_gradients(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert a.keys() == b.keys()
     assert a
+    # Against the largest of all: those of a key's bias are nothing but rounding.
+    largest = max(float(value.abs().max()) for value in b.values())
     for name in a:
-        scale = a[name].abs().max() + 1e-6
-        assert ((a[name] - b[name]).abs().max() / scale) < 2e-3, name
+        assert float((a[name] - b[name]).abs().max()) < 1e-4 * largest, name
 
 
 def test_parts_of_a_batch_give_the_gradients_of_the_whole() -> None:
@@ -173,7 +185,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_before_weights_move() -> N
 
 
 def test_what_is_no_video_for_the_model_is_refused() -> None:
-    with pytest.raises(ShapeError, match="frames"):
+    with pytest.raises(ShapeError, match=r"video: expected \[B, T, H, W, 3\]"):
         training_of(FSQ_SMALL, stage()).step([clips(0)[..., :2]])
 
 
