@@ -165,12 +165,13 @@ def mean_quality(parts: Sequence[Quality]) -> Quality:
 class Judged:
     """A clip, or a piece of a whole video, and what became of it."""
 
-    source_BCTHW: Tensor
+    source: Tensor
     """float32 ``[1, 3, T, H, W]`` in [-1, 1], on the CPU."""
-    output_BCTHW: Tensor
+    output: Tensor
     """Likewise, clamped."""
     quality: Quality
-    features_2D: Tensor | None
+    """Of its frames."""
+    features: Tensor | None
     """float32 ``[2, D]`` of source and output, for FVD; None without a network."""
 
 
@@ -230,9 +231,7 @@ class Judge:
                 x_hat = self.model.decode(self._latents(encoded, generator))
                 yield self._judged(x, x_hat[:, :, -x.shape[2] :])
             return
-        groups = (
-            pixels(torch.stack(group), height, width) for group in whole_groups(pictures)
-        )
+        groups = (pixels(torch.stack(group), height, width) for group in whole_groups(pictures))
         for x, x_hat in self._streamed(groups, generator):
             yield self._judged(x, x_hat)
 
@@ -279,15 +278,15 @@ class Judge:
         if self.features is not None:
             features = torch.cat([self.features(x), self.features(x_hat)]).cpu()
         return Judged(
-            source_BCTHW=x.cpu(),
-            output_BCTHW=x_hat.cpu(),
+            source=x.cpu(),
+            output=x_hat.cpu(),
             quality=Quality(
                 num_frames=len(a),
                 psnr=float(psnr(a, b).double().mean()),
                 ssim=float(ssim(a, b).double().mean()),
                 lpips=self._lpips(a, b),
             ),
-            features_2D=features,
+            features=features,
         )
 
     def _lpips(self, a_NCHW: Tensor, b_NCHW: Tensor) -> float | None:

@@ -85,9 +85,7 @@ def shrunk(rows: np.ndarray, size: int) -> np.ndarray:
     out = []
     for at in range(size):
         centre = (at + 0.5) * scale
-        weights = np.maximum(
-            0, 1 - np.abs((np.arange(len(rows)) + 0.5 - centre) / support)
-        )
+        weights = np.maximum(0, 1 - np.abs((np.arange(len(rows)) + 0.5 - centre) / support))
         out.append(np.tensordot(weights / weights.sum(), rows, axes=1))
     return np.stack(out)
 
@@ -141,16 +139,22 @@ def test_a_mean_counts_every_frame_once() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["demo", "fsq_4x8x8_noncausal", "fsq_4x8x8_32768_v1_1", "kl_4x8x8_4chn", "fsq_8x8x8_32768_v1_1"],
+    [
+        "demo",
+        "fsq_4x8x8_noncausal",
+        "fsq_4x8x8_32768_v1_1",
+        "kl_4x8x8_4chn",
+        "fsq_8x8x8_32768_v1_1",
+    ],
 )
 def test_clips_get_the_quality_of_the_models_own_reconstruction(
     bunny: list[Tensor], name: str
 ) -> None:
-    tokenizer = model(name)
+    tokenizer = model(name, clip_frames=4 if name.endswith("noncausal") else 5)
     size = tokenizer.config.clip_frames
-    judged = list(Judge(tokenizer, lpips=None).clips(iter(bunny), Mode.clips, 32, 32))
-    assert len(judged) == math.ceil(40 / size)
-    for clip, group in zip(judged, clip_groups(bunny, size), strict=True):
+    judged = list(Judge(tokenizer, lpips=None).clips(iter(bunny[:12]), Mode.clips, 32, 32))
+    assert len(judged) == math.ceil(12 / size)
+    for clip, group in zip(judged, clip_groups(bunny[:12], size), strict=True):
         x = pixels(torch.stack(group), 32, 32)
         with torch.no_grad():
             a, b = frames(tokenizer(x)), frames(x)
@@ -159,7 +163,7 @@ def test_clips_get_the_quality_of_the_models_own_reconstruction(
         assert clip.quality.ssim == pytest.approx(float(ssim(a, b).mean()), abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["demo", "kl_2x8x8_8chn"])
+@pytest.mark.parametrize("name", ["demo"])
 def test_a_whole_video_gets_the_quality_of_one_pass(bunny: list[Tensor], name: str) -> None:
     tokenizer = model(name)
     judged = list(Judge(tokenizer, lpips=None).clips(iter(bunny), Mode.whole, 32, 32))
@@ -168,23 +172,21 @@ def test_a_whole_video_gets_the_quality_of_one_pass(bunny: list[Tensor], name: s
     with torch.no_grad():
         x_hat = tokenizer(x)
     torch.testing.assert_close(
-        torch.cat([clip.output_BCTHW for clip in judged], dim=2), x_hat.clamp(-1, 1), atol=1e-4,
+        torch.cat([clip.output for clip in judged], dim=2), x_hat.clamp(-1, 1), atol=1e-4,
         rtol=0,
     )  # fmt: skip
-    torch.testing.assert_close(torch.cat([clip.source_BCTHW for clip in judged], dim=2), x)
+    torch.testing.assert_close(torch.cat([clip.source for clip in judged], dim=2), x)
 
 
 @pytest.mark.parametrize("name", ["fsq_4x8x8_32768_v1_1", "fsq_8x8x8_32768_v1_1"])
-def test_v1_1_videos_are_decoded_with_overlap_as_published(
-    bunny: list[Tensor], name: str
-) -> None:
+def test_v1_1_videos_are_decoded_with_overlap_as_published(bunny: list[Tensor], name: str) -> None:
     tokenizer = model(name)
     judged = list(Judge(tokenizer, lpips=None).clips(iter(bunny), Mode.whole, 32, 32))
     x = pixels(torch.stack(bunny[:33]), 32, 32)
     latents = torch.cat([part.latents for part in tokenizer.stream_encode(x, 16)], dim=2)
     chunk = 16 // tokenizer.config.time_downsample_factor
     published = torch.cat(list(tokenizer.stream_decode(latents, chunk, "overlap")), dim=2)
-    found = torch.cat([clip.output_BCTHW for clip in judged], dim=2)
+    found = torch.cat([clip.output for clip in judged], dim=2)
     torch.testing.assert_close(found, published[:, :, -33:].clamp(-1, 1), atol=1e-5, rtol=0)
 
 
@@ -213,11 +215,11 @@ def test_memory_does_not_hold_the_video(bunny: list[Tensor]) -> None:
 
 
 def test_drawn_latents_are_the_same_every_time_and_not_the_mean(bunny: list[Tensor]) -> None:
-    tokenizer = model("kl_4x8x8_4chn")
+    tokenizer = model("kl_4x8x8_4chn", clip_frames=5)
 
     def psnrs(is_sampled: bool) -> list[float]:
         judge = Judge(tokenizer, lpips=None, is_sampled=is_sampled)
-        return [clip.quality.psnr for clip in judge.clips(iter(bunny), Mode.clips, 32, 32)]
+        return [clip.quality.psnr for clip in judge.clips(iter(bunny[:5]), Mode.clips, 32, 32)]
 
     assert psnrs(True) == psnrs(True)
     assert psnrs(True) != psnrs(False)
@@ -225,9 +227,9 @@ def test_drawn_latents_are_the_same_every_time_and_not_the_mean(bunny: list[Tens
 
 def test_codes_are_counted_once_each(bunny: list[Tensor]) -> None:
     judge = Judge(model(), lpips=None)
-    list(judge.clips(iter(bunny), Mode.clips, 32, 32))
+    list(judge.clips(iter(bunny[:18]), Mode.clips, 32, 32))
     assert judge.index_counts is not None
-    assert int(judge.index_counts.sum()) == 3 * 5 * 4 * 4
+    assert int(judge.index_counts.sum()) == 2 * 5 * 4 * 4
     judge.new_counts()
     assert int(judge.index_counts.sum()) == 0
 
@@ -235,5 +237,5 @@ def test_codes_are_counted_once_each(bunny: list[Tensor]) -> None:
 def test_lpips_is_the_mean_over_frames(bunny: list[Tensor]) -> None:
     tokenizer, lpips = model(), LPIPS("alex")
     (clip,) = Judge(tokenizer, lpips=lpips).clips(iter(bunny[:17]), Mode.clips, 32, 32)
-    a, b = frames(clip.output_BCTHW), frames(clip.source_BCTHW)
+    a, b = frames(clip.output), frames(clip.source)
     assert clip.quality.lpips == pytest.approx(float(lpips(2 * a - 1, 2 * b - 1).mean()), abs=1e-6)
