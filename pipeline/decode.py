@@ -47,6 +47,7 @@ from pipeline.sampling import (
 )
 from pipeline.scaling import RgbFrame, RgbScaler
 from pipeline.scan import Announced, describe, open_video, scan, video_stream
+from pipeline.transforms import Geometry
 
 REASONS = (
     "empty",
@@ -93,18 +94,27 @@ def decode_clips(
         VideoError: with one of `REASONS`.
         MemoryError: FFmpeg or numpy could not allocate.
     """
-    work = _Work(limits)
-    if not data:
-        raise VideoError("empty", "the file has no bytes")
-    if len(data) > limits.video_bytes:
-        raise VideoError("too_large", f"{len(data)} bytes, at most {limits.video_bytes} allowed")
-    announced = scan(data, limits, on_progress)
+    work = Work(limits)
+    announced = scanned(data, limits, on_progress)
     decoding = _Decoding(announced, plan, limits, work, on_progress)
     with open_video(data, limits) as container:
         for number, picked in enumerate(decoding.clips(container), 1):
             check_clips(number, limits)
             yield _clip(picked, new_frames)
     yield decoding.summary()
+
+
+def scanned(data: bytes, limits: VideoLimits, on_progress: Callable[[], None]) -> Announced:
+    """What the bytes of a video announce.
+
+    Raises:
+        VideoError: with one of `REASONS`.
+    """
+    if not data:
+        raise VideoError("empty", "the file has no bytes")
+    if len(data) > limits.video_bytes:
+        raise VideoError("too_large", f"{len(data)} bytes, at most {limits.video_bytes} allowed")
+    return scan(data, limits, on_progress)
 
 
 def _clip(
@@ -123,7 +133,7 @@ def _clip(
     )
 
 
-class _Work:
+class Work:
     """The CPU time that a video takes, against what it may take by what it has shown of itself."""
 
     def __init__(self, limits: VideoLimits) -> None:
@@ -149,72 +159,60 @@ class _Work:
             )
 
 
-class _Decoding:
-    """One pass over one video."""
+class Pictures:
+    """One pass over one video: its pictures as they are shown, each with its time.
+
+    Args:
+        announced: what `pipeline.scan.scan` said of the video.
+        limits: bounds; what they forbid is raised where it is met.
+        work: the CPU time of this video.
+        on_progress: called for each frame decoded.
+        on_first: called with the stream and its first frame before anything is shown.
+    """
 
     def __init__(
         self,
         announced: Announced,
-        plan: ClipPlan,
         limits: VideoLimits,
-        work: _Work,
+        work: Work,
         on_progress: Callable[[], None],
+        on_first: Callable[[VideoStream, VideoFrame], None] = lambda stream, frame: None,
     ) -> None:
         self._announced, self._limits, self._on_progress = announced, limits, on_progress
-        self._work = work
-        too_slow = frozenset(
-            fps for fps in plan.fps if is_too_slow(announced.mean_rate, exact_rate(fps))
-        )
-        rates = [exact_rate(fps) for fps in plan.fps if fps not in too_slow]
-        check_clips(
-            sum(expected_clips(announced.duration_seconds, rate, plan) for rate in rates), limits
-        )
-        self._scaler = RgbScaler(plan, announced.pixel_aspect, limits)
-        self._sampler = ClipSampler(plan, self._scaler.rgb, too_slow=too_slow)
+        self._work, self._on_first = work, on_first
         self._order = PresentationOrder[VideoFrame](announced.times)
         self._origin: int | None = None
         self._last_time = 0
-        self._num_frames = 0
-        self._source: SourceInfo | None = None
+        self.num_frames = 0
+        """Frames decoded so far."""
 
-    def clips(self, container: InputContainer) -> Iterator[PickedClip[RgbFrame]]:
+    def shown(self, container: InputContainer) -> Iterator[tuple[Fraction, VideoFrame]]:
+        """Seconds after the first picture, never falling, and the picture.
+
+        Raises:
+            VideoError: with one of `REASONS`.
+        """
         stream = video_stream(container)
         for time_, frame in self._timed(self._decoded(container, stream)):
             size_bytes = sum(plane.buffer_size for plane in frame.planes)
-            if self._source is None:
-                self._source = self._describe(stream, frame)
+            if self.num_frames == 1:
+                self._on_first(stream, frame)
             for shown_time, shown in self._order.add(time_, frame, size_bytes=size_bytes):
-                yield from self._sampler.add(self._seconds(shown_time), shown)
-            if self._sampler.is_done:
-                return
+                yield self._seconds(shown_time), shown
         for shown_time, shown in self._order.finish():
-            yield from self._sampler.add(self._seconds(shown_time), shown)
-        if self._source is None:
+            yield self._seconds(shown_time), shown
+        if not self.num_frames:
             raise VideoError("no_frames", "the video stream decodes to no frame")
-        yield from self._sampler.finish(self._end_seconds())
 
-    def summary(self) -> DecodeSummary:
-        assert self._source is not None
-        return DecodeSummary(
-            source=replace(self._source, num_frames=self._num_frames),
-            num_clips=self._sampler.num_clips,
-            filtered=self._sampler.filtered(),
-            decode_seconds=self._work.cpu_seconds,
-            num_dropped_frames=self._order.num_dropped,
-        )
+    @property
+    def num_dropped(self) -> int:
+        """Frames left out because their place in time had passed."""
+        return self._order.num_dropped
 
-    def _describe(self, stream: VideoStream, frame: VideoFrame) -> SourceInfo:
-        geometry = self._scaler.geometry(frame)
-        rate = self._announced.mean_rate
-        return SourceInfo(
-            width=geometry.shown_width,
-            height=geometry.shown_height,
-            fps=float(rate) if rate is not None else 0.0,
-            num_frames=0,
-            duration_seconds=float(self._announced.duration_seconds),
-            codec=stream.codec_context.name,
-            pixel_format=frame.format.name,
-        )
+    def end_seconds(self) -> Fraction:
+        """When the last frame leaves the screen; a video of one frame is an image, without time."""
+        last = self._seconds(self._last_time)
+        return last + self._announced.last_step * self._announced.time_base if last else last
 
     def _timed(self, frames: Iterator[VideoFrame]) -> Iterator[tuple[int, VideoFrame]]:
         """Each frame with its timestamp; one that has none follows the frame before it."""
@@ -236,7 +234,7 @@ class _Decoding:
             if isinstance(error, MemoryError):
                 raise
             raise VideoError(
-                "decode_error", f"after {self._num_frames} frames: {describe(error)}"
+                "decode_error", f"after {self.num_frames} frames: {describe(error)}"
             ) from error
 
     def _decode_packet(self, packet: Packet[VideoStream]) -> list[VideoFrame]:
@@ -245,18 +243,18 @@ class _Decoding:
         except FFmpegError:
             # A recording may begin between two key frames: what cannot be decoded there was
             # never to be shown. Behind the first frame an error is an error.
-            if self._num_frames == 0 and packet.size and not packet.is_keyframe:
+            if self.num_frames == 0 and packet.size and not packet.is_keyframe:
                 return []
             raise
 
     def _check(self, frame: VideoFrame) -> None:
-        self._num_frames += 1
+        self.num_frames += 1
         self._on_progress()
         if frame.is_corrupt:
-            raise VideoError("decode_error", f"frame {self._num_frames - 1} is corrupt")
+            raise VideoError("decode_error", f"frame {self.num_frames - 1} is corrupt")
         check_pixels(frame.width, frame.height, self._limits)
-        check_frames(self._num_frames, self._limits)
-        self._work.check(self._num_frames, frame.width * frame.height)
+        check_frames(self.num_frames, self._limits)
+        self._work.check(self.num_frames, frame.width * frame.height)
 
     def _seconds(self, time_: int) -> Fraction:
         """After the first frame; the bound holds for times that no packet announced, too."""
@@ -267,7 +265,63 @@ class _Decoding:
         check_duration(seconds, self._limits)
         return seconds
 
-    def _end_seconds(self) -> Fraction:
-        """When the last frame leaves the screen; a video of one frame is an image, without time."""
-        last = self._seconds(self._last_time)
-        return last + self._announced.last_step * self._announced.time_base if last else last
+
+class _Decoding:
+    """The clips of one video, and what is said of it."""
+
+    def __init__(
+        self,
+        announced: Announced,
+        plan: ClipPlan,
+        limits: VideoLimits,
+        work: Work,
+        on_progress: Callable[[], None],
+    ) -> None:
+        self._announced, self._work = announced, work
+        too_slow = frozenset(
+            fps for fps in plan.fps if is_too_slow(announced.mean_rate, exact_rate(fps))
+        )
+        rates = [exact_rate(fps) for fps in plan.fps if fps not in too_slow]
+        check_clips(
+            sum(expected_clips(announced.duration_seconds, rate, plan) for rate in rates), limits
+        )
+        self._scaler = RgbScaler(plan, announced.pixel_aspect, limits)
+        self._sampler = ClipSampler(plan, self._scaler.rgb, too_slow=too_slow)
+        self._pictures = Pictures(announced, limits, work, on_progress, self._describe)
+        self._source: SourceInfo | None = None
+
+    def clips(self, container: InputContainer) -> Iterator[PickedClip[RgbFrame]]:
+        for seconds, frame in self._pictures.shown(container):
+            yield from self._sampler.add(seconds, frame)
+            if self._sampler.is_done:
+                return
+        yield from self._sampler.finish(self._pictures.end_seconds())
+
+    def summary(self) -> DecodeSummary:
+        assert self._source is not None
+        return DecodeSummary(
+            source=replace(self._source, num_frames=self._pictures.num_frames),
+            num_clips=self._sampler.num_clips,
+            filtered=self._sampler.filtered(),
+            decode_seconds=self._work.cpu_seconds,
+            num_dropped_frames=self._pictures.num_dropped,
+        )
+
+    def _describe(self, stream: VideoStream, frame: VideoFrame) -> None:
+        self._source = described(self._announced, self._scaler.geometry(frame), stream, frame)
+
+
+def described(
+    announced: Announced, geometry: Geometry, stream: VideoStream, frame: VideoFrame
+) -> SourceInfo:
+    """What is known of a video at its first frame; its frames are still to be counted."""
+    rate = announced.mean_rate
+    return SourceInfo(
+        width=geometry.shown_width,
+        height=geometry.shown_height,
+        fps=float(rate) if rate is not None else 0.0,
+        num_frames=0,
+        duration_seconds=float(announced.duration_seconds),
+        codec=stream.codec_context.name,
+        pixel_format=frame.format.name,
+    )

@@ -16,6 +16,7 @@ from pipeline.transforms import (
     Geometry,
     Orientation,
     clip_geometry,
+    drawn_offset,
     nearest_bucket,
     scaler_matrix,
 )
@@ -90,8 +91,16 @@ class RgbScaler:
             self._geometries = {key: geometry}  # the last size only: a file may hold thousands
         return self._geometries[key]
 
-    def rgb(self, frame: VideoFrame) -> RgbFrame:
-        """The frame as uint8 ``[H, W, 3]`` of the clip, contiguous and owned by the caller."""
+    def rgb(
+        self, frame: VideoFrame, *, across: float | None = None, down: float | None = None
+    ) -> RgbFrame:
+        """The frame as uint8 ``[H, W, 3]`` of the clip, contiguous and owned by the caller.
+
+        Args:
+            frame: a decoded picture.
+            across: where the crop lies between left and right, in [0, 1); None: in the centre.
+            down: where it lies between top and bottom, likewise.
+        """
         geometry = self.geometry(frame)
         matrix, color_range = self._source_colours(frame)
         scaled = self._reformatter.reformat(
@@ -112,8 +121,9 @@ class RgbScaler:
         picture = rows[:, : scaled.width * 3].reshape(scaled.height, scaled.width, 3)
         picture = self.orientation(frame).apply(picture)
         clip_height, clip_width = self.bucket(frame)
-        bottom, right = geometry.top + clip_height, geometry.left + clip_width
-        return np.ascontiguousarray(picture[geometry.top : bottom, geometry.left : right])
+        top = drawn_offset(picture.shape[0], clip_height, down, centre=geometry.top)
+        left = drawn_offset(picture.shape[1], clip_width, across, centre=geometry.left)
+        return np.ascontiguousarray(picture[top : top + clip_height, left : left + clip_width])
 
     @staticmethod
     def _source_colours(frame: VideoFrame) -> tuple[int | None, int | None]:

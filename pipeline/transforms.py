@@ -133,6 +133,15 @@ def center_crop_offset(size: int, crop: int) -> int:
     return round((size - crop) / 2)
 
 
+def drawn_offset(size: int, crop: int, chance: float | None, *, centre: int) -> int:
+    """First kept row or column of a crop that chance, in [0, 1), puts anywhere; None: the centre.
+
+    >>> [drawn_offset(6, 4, chance, centre=1) for chance in (0.0, 0.4, 0.999, None)]
+    [0, 1, 2, 1]
+    """
+    return centre if chance is None else int(chance * (size - crop + 1))
+
+
 # The integers of ITU-T H.273 (MatrixCoefficients), which FFmpeg's tags share.
 BT709 = 1
 UNSPECIFIED = 2

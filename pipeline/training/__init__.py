@@ -1,0 +1,1 @@
+"""Clips for training tokenizers: streamed from tars, at drawn rates and places, in exact order."""
