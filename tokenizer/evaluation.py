@@ -292,10 +292,13 @@ class Judge:
     def _lpips(self, a_NCHW: Tensor, b_NCHW: Tensor) -> float | None:
         if self.lpips is None:
             return None
-        parts = zip(
-            (2 * a_NCHW - 1).split(LPIPS_FRAMES), (2 * b_NCHW - 1).split(LPIPS_FRAMES), strict=True
-        )
-        return float(torch.cat([self.lpips(a, b) for a, b in parts]).double().mean())
+        parts = [
+            self.lpips(
+                2 * a_NCHW[at : at + LPIPS_FRAMES] - 1, 2 * b_NCHW[at : at + LPIPS_FRAMES] - 1
+            )
+            for at in range(0, len(a_NCHW), LPIPS_FRAMES)
+        ]
+        return float(torch.cat(parts).double().mean())
 
 
 def without_first(videos: Iterable[Tensor], surplus: int) -> Iterator[Tensor]:

@@ -286,7 +286,9 @@ def mixes_of(window: Window, position: Position, size: int) -> Iterator[Mix]:
         is_last = at + size >= len(videos)
         yield Mix(
             before=replace(position, video=at, taken=position.taken if at == position.video else 0),
-            after=Position(place=window.after) if is_last else replace(position, video=at + size, taken=0),
+            after=Position(place=window.after)
+            if is_last
+            else replace(position, video=at + size, taken=0),
             videos=tuple(videos[at : at + size]),
             ends_epoch=is_last and window.after.epoch != window.place.epoch,
         )

@@ -155,9 +155,7 @@ class Position:
     """Before these videos."""
 
 
-def state_of(
-    position: Position, *, digest: str, rank: int, world_size: int
-) -> dict[str, Any]:
+def state_of(position: Position, *, digest: str, rank: int, world_size: int) -> dict[str, Any]:
     """A position as plain values for a checkpoint; a few hundred bytes."""
     return {
         "version": STATE_VERSION,
