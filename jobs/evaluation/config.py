@@ -23,8 +23,8 @@ class EvaluateSection:
     resolution: int | None = None
     """Rows and columns: short side resized to it, centre cropped; null: the tokenizer's own."""
     videos: Any = None
-    """Only these videos, for example those held out of a training: a list of keys, file names
-    with or without ending, or @FILE with one of them a line; null: all."""
+    """Only these videos, for example those held out of a training: a list of keys as the table
+    shows them (of files also without folder or ending), or @FILE with one a line; null: all."""
     lpips: str = "alex"
     """alex, as shipped; vgg, as published (needs evaluate.lpips_weights); none."""
     lpips_weights: str | None = None

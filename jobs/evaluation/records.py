@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -148,5 +149,5 @@ class ShardJudged:
                     codes=arrays["codes"],
                     features=arrays["features"],
                 )
-        except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
+        except (BadZipFile, ValueError, KeyError, TypeError, OSError, EOFError) as error:
             raise RunError(f"{place} is damaged ({error}); delete it and start again") from error
