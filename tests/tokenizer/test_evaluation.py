@@ -31,6 +31,15 @@ BUNNY = Path(__file__).parents[2] / "pipeline" / "demo_clips" / "bunny.mp4"
 SMALL = {"ch": 8, "num_res_blocks": 1}
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models as small as these lose more to a second thread than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def bunny() -> list[Tensor]:
     """40 pictures of a real clip, 64 x 96."""
