@@ -143,6 +143,7 @@ class Work:
 
     @property
     def cpu_seconds(self) -> float:
+        """CPU seconds of this process since the video was begun."""
         return time.process_time() - self._began
 
     def check(self, num_frames: int, pixels: int) -> None:

@@ -183,6 +183,10 @@ class TrainingClips:
                 before = replace(mix.before, tally=tally)
                 for video in decoded:
                     tally = self._counted(tally, video)
+                    if video.reason is not None:
+                        is_news = mix.before.place.epoch == position.place.epoch
+                        level = logging.WARNING if is_news else logging.DEBUG  # or once an epoch
+                        logger.log(level, "%s was skipped: %s", video.clip_id, video.words)
                 clips = self._mixed(mix, decoded)
                 at_end = tally if not mix.ends_epoch else self._next_epoch(mix, tally)
                 for taken in range(before.taken, len(clips)):
@@ -253,7 +257,6 @@ class TrainingClips:
         if video.reason is None:
             return tally.with_video(len(video.clips))
         tally = tally.with_bad(video.reason)
-        logger.warning("rank %d: %s was skipped: %s", self._rank, video.clip_id, video.words)
         allowed = self._max_bad_fraction * tally.num_videos
         if tally.num_videos >= self._min_videos and tally.num_bad > allowed:
             raise TooManyBadVideos(

@@ -7,11 +7,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.errors import RunError
 from pipeline.records import ClipPlan, TailPolicy
-from pipeline.shards import Shard
+from pipeline.shards import Shard, ShardKind
 
 STATE_VERSION = 1
 """Raised when an older state would continue elsewhere."""
@@ -75,10 +76,22 @@ class ClipRecipe:
         )
 
     def digest(self, shards: Sequence[Shard]) -> str:
-        """Stands for the recipe and the names of the shards in a state."""
-        facts = [dataclasses.asdict(self), [(shard.name, shard.members) for shard in shards]]
+        """Stands for the recipe and the shards in a state, wherever the shards lie."""
+        names = [(place_free_name(shard), shard.members) for shard in shards]
+        facts = [dataclasses.asdict(self), names]
         text = json.dumps(facts, sort_keys=True).encode("utf-8", "surrogateescape")
         return hashlib.sha256(text).hexdigest()[:16]
+
+
+def place_free_name(shard: Shard) -> str:
+    """A shard's file name, or its bucket: a copy of the data set elsewhere gives the same clips.
+
+    >>> place_free_name(Shard(name="a-0123456789ab", url="s3://x/y/a.tar", kind=ShardKind.tar))
+    'a.tar'
+    """
+    if shard.kind is ShardKind.tar:
+        return PurePosixPath(shard.url).name
+    return shard.name.rsplit("-", 1)[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

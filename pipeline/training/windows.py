@@ -18,7 +18,7 @@ from pipeline.loading.order import permutation
 from pipeline.ranges import RangeBuffers
 from pipeline.reader import ReadRules, Sample, ShardEnd, read_shard, source_of
 from pipeline.shards import Shard
-from pipeline.training.recipe import Place
+from pipeline.training.recipe import Place, place_free_name
 
 SAMPLE_BYTES = 4096
 """What a sample counts for beside its video, so that windows of defects are bounded, too."""
@@ -31,7 +31,7 @@ class Video:
     """One video of a window."""
 
     clip_id: str
-    """``<shard>/<key>``."""
+    """``<file name of the shard>/<key>``."""
     data: bytes
     """The encoded file; empty where there is a defect."""
     defect: VideoError | None
@@ -54,9 +54,9 @@ def shards_of_rank(num_shards: int, rank: int, world_size: int, key: int) -> lis
     """Which shards a rank reads in an epoch, in order; all of them where ranks share shards.
 
     >>> [shards_of_rank(5, rank, 2, key=3) for rank in range(2)]
-    [[1, 3, 0], [4, 2]]
+    [[0, 2, 3], [4, 1]]
     >>> shards_of_rank(2, 3, 4, key=3)
-    [1, 0]
+    [0, 1]
     """
     order: list[int] = permutation(num_shards, key).tolist()
     return order if num_shards < world_size else order[rank::world_size]
@@ -179,12 +179,12 @@ def _lost_rest(shard: Shard, end: ShardEnd) -> Video | None:
     """What stands for the videos behind a cut."""
     if end.cut is None:
         return None
-    return Video(clip_id=shard.name, data=b"", defect=VideoError(CUT_SHARD, end.cut))
+    return Video(clip_id=place_free_name(shard), data=b"", defect=VideoError(CUT_SHARD, end.cut))
 
 
 def _video(shard: Shard, sample: Sample) -> Video:
     return Video(
-        clip_id=f"{shard.name}/{sample.key}",
+        clip_id=f"{place_free_name(shard)}/{sample.key}",
         data=sample.video,
         defect=sample.defect,
     )
