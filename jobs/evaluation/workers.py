@@ -55,16 +55,18 @@ def _device(asked: Device, has_gpus: bool) -> str:
     return "cuda" if has_gpus and asked is not Device.cpu else "cpu"
 
 
-class _Actor:
+class JudgeActor:
     """A ``ShardJudge`` in a process of its own."""
 
     def __init__(self, spec: JudgeSpec) -> None:
+        """Nothing is loaded yet."""
         # What goes wrong here would be lost: a failed start is told by the first call.
         self._spec = spec
         self._judge: ShardJudge | None = None
         logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
 
     def judge(self, shard: Shard) -> ShardJudged:
+        """``ShardJudge.judge``."""
         self._judge = self._judge or ShardJudge(self._spec)
         return self._judge.judge(shard)
 
@@ -87,7 +89,7 @@ def _on_ray(
         places = num_places(found.nodes, WorkerSize(cpus=cpus, gpus=gpus), lost={}, leaving=())
         actor_class = _ray.remote(
             num_cpus=cpus, num_gpus=gpus, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS
-        )(_Actor)
+        )(JudgeActor)
         number = min(len(shards), cluster.num_workers or places)
         actors = [actor_class.remote(spec) for _ in range(number)]
         waiting = list(reversed(shards))

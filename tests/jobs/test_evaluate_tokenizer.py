@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -336,6 +338,37 @@ def test_ray_gives_the_figures_of_the_inline_evaluation(tars: Path, tmp_path: Pa
     assert subprocess.run(on_ray, cwd=tmp_path, check=False).returncode == 0
     _, inline = run(tars, tmp_path / "inline")
     assert json.loads((tmp_path / "ray" / "evaluation.json").read_text()) == inline
+
+
+def descendants(pid: int, title: bytes) -> list[int]:
+    """Processes of this title that were started by that one, or by one that it started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):  # it may be gone by now
+            if (entry / "cmdline").read_bytes().startswith(title):
+                ancestor = int(entry.name)
+                while ancestor > 1 and ancestor != pid:
+                    stat = Path(f"/proc/{ancestor}/stat").read_text()
+                    ancestor = int(stat.rsplit(")", 1)[1].split()[1])
+                if ancestor == pid:
+                    found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_started_again_and_nothing_is_lost(tars: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    on_ray = command(tars, out, "cluster=local", "cluster.num_workers=1")
+    process = subprocess.Popen(on_ray, cwd=tmp_path)
+    deadline = time.monotonic() + 100
+    while not (workers_ := descendants(process.pid, b"ray::JudgeActor.judge")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(workers_[0], signal.SIGKILL)
+    assert process.wait(100) == 0
+    _, inline = run(tars, tmp_path / "inline")
+    assert json.loads((out / "evaluation.json").read_text()) == inline
 
 
 def test_workers_use_the_device_that_is_there() -> None:
