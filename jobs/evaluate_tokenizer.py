@@ -103,7 +103,7 @@ def evaluate(config: EvaluationConfig) -> Evaluation:
     )
     has_i3d = spec.i3d is not None
     print(report.table(evaluation, spec.tokenizer, title, spec.lpips, has_i3d=has_i3d))
-    record = report.record(evaluation, spec.tokenizer, has_i3d=has_i3d)
+    record = report.record(evaluation, spec.tokenizer, spec.lpips, has_i3d=has_i3d)
     results.write_record({"settings": settings, "dataset": config.dataset.name, **record})
     results.write_pictures(pictures(evaluation))
     print(f"-> {results.storage}/evaluation.json, pictures/")

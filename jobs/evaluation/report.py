@@ -111,11 +111,14 @@ def measured(evaluation: Evaluation) -> dict[str, float | None]:
 
 
 def differences(
-    found: dict[str, float | None], published: PublishedMetrics
+    found: dict[str, float | None], published: PublishedMetrics, lpips: str
 ) -> dict[str, float | None]:
-    """Measured minus published; None where one is missing."""
+    """Measured minus published; None where one is missing, or LPIPS is of another network."""
     stated = asdict(published)
-    return {key: None if value is None else value - stated[key] for key, value in found.items()}
+    return {
+        key: None if value is None or (key == "lpips" and lpips != "vgg") else value - stated[key]
+        for key, value in found.items()
+    }
 
 
 def table(
@@ -136,7 +139,7 @@ def table(
     lines.append(_figures("measured", found))
     if config.published is not None:
         lines.append(_figures("published", asdict(config.published)))
-        lines.append(_figures("difference", differences(found, config.published), sign="+"))
+        lines.append(_figures("difference", differences(found, config.published, lpips), sign="+"))
     lines += _remarks(evaluation, config, lpips)
     if evaluation.fvd is None:
         lines.append(missing_fvd(has_i3d))
@@ -184,7 +187,9 @@ def _row(name: str, cells: Sequence[str]) -> str:
     return f"{shown:<32}" + "".join(f"{cell:>10}" for cell in cells)
 
 
-def record(evaluation: Evaluation, config: TokenizerConfig, *, has_i3d: bool) -> dict[str, Any]:
+def record(
+    evaluation: Evaluation, config: TokenizerConfig, lpips: str, *, has_i3d: bool
+) -> dict[str, Any]:
     """What ``evaluation.json`` says of the results."""
     found = measured(evaluation)
     published = config.published
@@ -192,7 +197,7 @@ def record(evaluation: Evaluation, config: TokenizerConfig, *, has_i3d: bool) ->
         "measured": found,
         "published": None if published is None else asdict(published),
         "published_source": None if published is None else PUBLISHED_SOURCE,
-        "difference": None if published is None else differences(found, published),
+        "difference": None if published is None else differences(found, published, lpips),
         "num_videos": len(evaluation.judged),
         "num_clips": sum(len(video.clips) for video in evaluation.judged),
         "num_frames": evaluation.quality.num_frames if evaluation.quality else 0,

@@ -28,6 +28,7 @@ from jobs.evaluation.records import ShardJudged, Strip, VideoJudged, extremes
 from jobs.evaluation.shard import ShardJudge
 from pipeline.errors import ConfigError, FingerprintMismatch, RunError, VideoError
 from pipeline.records import VideoLimits
+from pipeline.storage import Storage
 from tests.pipeline import media
 from tests.pipeline.tars import tar_bytes
 from tokenizer.evaluation import Judge, Mode, Quality, mean_quality
@@ -102,6 +103,17 @@ def test_figures_are_those_of_the_library_and_the_damaged_video_is_named(
     assert "no FVD: FVD needs evaluate.i3d=PATH: i3d_torchscript.pt" in printed
     assert record["measured"]["fvd"] is None
     assert f"of {8**6:,} codes used" in printed
+
+
+def test_videos_and_results_may_lie_on_s3(tars: Path, bucket: str) -> None:
+    storage = Storage(f"s3://{bucket}")
+    storage.put("in/0.tar", (tars / "0.tar").read_bytes())
+    places = (f"dataset.shards=s3://{bucket}/in/*.tar", f"output.root=s3://{bucket}/out")
+    for _ in range(2):
+        assert evaluate_tokenizer.execute(composed(["+dataset=tars", *TINY, *places])) == 0
+    record = json.loads(storage.read("out/evaluation.json"))
+    assert [video["key"] for video in record["videos"]] == ["short"]
+    assert len(storage.entries("out/pictures")) == 1
 
 
 def test_pictures_show_the_best_and_the_worst_clips(tars: Path, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,7 +14,15 @@ import torch
 from torch import Tensor
 
 from jobs.video_files import VideoReader
-from tokenizer import ConfigError, DtypeError, MissingPart, ShapeError, build, get_config
+from tokenizer import (
+    ConfigError,
+    DtypeError,
+    MissingPart,
+    ShapeError,
+    build,
+    evaluation,
+    get_config,
+)
 from tokenizer.evaluation import (
     Judge,
     Mode,
@@ -23,6 +33,7 @@ from tokenizer.evaluation import (
     pixels,
     whole_groups,
 )
+from tokenizer.metrics import codebook
 from tokenizer.metrics.distortion import frames, psnr, ssim
 from tokenizer.metrics.lpips import LPIPS
 from tokenizer.model import VideoTokenizer
@@ -52,6 +63,11 @@ def model(name: str = "demo", **overrides: object) -> VideoTokenizer:
     torch.manual_seed(0)
     built = build(get_config(name, **{**SMALL, **overrides}))
     return built.eval()
+
+
+@pytest.mark.parametrize("module", [evaluation, codebook])
+def test_examples_in_docstrings_hold(module: ModuleType) -> None:
+    assert doctest.testmod(module).failed == 0
 
 
 @pytest.mark.parametrize(
