@@ -71,12 +71,15 @@ def check_command(arguments: Sequence[str]) -> None:
         to_run_config(config)
 
 
-def compose_overrides(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
+def compose_overrides(
+    overrides: Sequence[str], config_dir: str | None, primary: str = "run"
+) -> DictConfig:
     """What a command line composes, without Hydra's running anything.
 
     Args:
         overrides: with their paths quoted.
         config_dir: a further folder of options.
+        primary: the primary file of ``conf/``.
 
     Raises:
         ConfigError: an unknown group, option or key, a bad value, or nothing chosen.
@@ -86,7 +89,7 @@ def compose_overrides(overrides: Sequence[str], config_dir: str | None) -> DictC
         overrides = [*overrides, f"hydra.searchpath=[file://{config_dir}]"]
     try:
         with initialize_config_module("conf", version_base="1.3"):
-            config = compose("run", overrides=list(overrides))
+            config = compose(primary, overrides=list(overrides))
             require_groups(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(one_line(error)) from error
@@ -153,6 +156,17 @@ def to_run_config(config: DictConfig) -> RunConfig:
     except AttributeError as error:  # +section.key=value gets past Hydra
         raise ConfigError(f"{error}; all keys are listed by --help") from error
     assert isinstance(run, RunConfig)
+    check_places(run)
+    clip_plan(run)
+    return run
+
+
+def check_places(run: RunConfig) -> None:
+    """Whether it is said where the videos and the cluster are.
+
+    Raises:
+        ConfigError: it is not.
+    """
     dataset = run.dataset
     if dataset.kind is DatasetKind.tar and not shard_patterns(run):
         variable = " or the environment variable WEBVID_SHARDS" if dataset.name == "webvid" else ""
@@ -164,8 +178,6 @@ def to_run_config(config: DictConfig) -> RunConfig:
         raise ConfigError("dataset folder has no path: give dataset.path=DIR")
     if run.cluster.kind is ClusterKind.ray and not run.cluster.address:
         raise ConfigError("cluster=ray needs cluster.address=HOST:PORT, or auto")
-    clip_plan(run)
-    return run
 
 
 def recorded_run(config: Mapping[str, Any]) -> RunConfig:
