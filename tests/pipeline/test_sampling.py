@@ -7,8 +7,8 @@ import pytest
 
 import pipeline.sampling
 from pipeline.records import TailPolicy
+from pipeline.clip_sampler import ClipSampler
 from pipeline.sampling import (
-    ClipSampler,
     PresentationOrder,
     exact_rate,
     is_too_slow,
