@@ -48,6 +48,10 @@ class CutDetector:
             frame, width=SIDE, height=SIDE, format="gray", interpolation=Interpolation.AREA
         )
         plane = small.planes[0]
-        luma = np.frombuffer(plane, np.uint8).reshape(SIDE, plane.line_size)[:, :SIDE].copy()
+        luma = (
+            np.frombuffer(memoryview(plane), np.uint8)
+            .reshape(SIDE, plane.line_size)[:, :SIDE]
+            .copy()
+        )
         before, self._before = self._before, luma
         return before is not None and luma_change(before, luma) >= self._threshold

@@ -166,9 +166,7 @@ class _Child:
             self._slot = None
         return {"kind": "failed", "reason": reason, "message": text}
 
-    def _decode_video(
-        self, num_bytes: int, spans: Sequence[TimeSpan] | None
-    ) -> DecodeSummary:
+    def _decode_video(self, num_bytes: int, spans: Sequence[TimeSpan] | None) -> DecodeSummary:
         summary: DecodeSummary | None = None
         for item in self._decode(
             self._read_video(num_bytes),

@@ -89,9 +89,7 @@ def read_settings(message: Message) -> tuple[ClipPlan, VideoLimits, int]:
     return ClipPlan(**fields), VideoLimits(**message["limits"]), message["num_slots"]
 
 
-def video_message(
-    num_bytes: int, memory_bytes: int, spans: Sequence[TimeSpan] | None
-) -> Message:
+def video_message(num_bytes: int, memory_bytes: int, spans: Sequence[TimeSpan] | None) -> Message:
     """Work for a child: how long the video in its memory file is, and what clips lie within."""
     pairs = None if spans is None else [(span.start_seconds, span.end_seconds) for span in spans]
     return {"kind": "video", "num_bytes": num_bytes, "memory_bytes": memory_bytes, "spans": pairs}

@@ -157,9 +157,7 @@ class DecodePool:
             peak_rss_bytes=max([self._peak_rss_bytes, *(c.peak_rss_bytes() for c in children)]),
         )
 
-    def submit(
-        self, ticket: int, data: bytes, spans: tuple[TimeSpan, ...] | None = None
-    ) -> None:
+    def submit(self, ticket: int, data: bytes, spans: tuple[TimeSpan, ...] | None = None) -> None:
         """Queue a video; never waits, so the caller bounds what is in flight.
 
         Args:

@@ -79,7 +79,7 @@ class ClipPlan:
     buckets: tuple[tuple[int, int], ...]
     """Sizes of clips, each (H, W) in pixels; a video takes the one of the nearest aspect ratio."""
     cut_threshold: float | None = None
-    """Mean change of luma, in grey levels, that is a cut; clips do not cross it. None: not asked."""
+    """Mean change of luma, in grey levels, that is a cut; clips do not cross it."""
 
     @property
     def clip_bytes(self) -> int:

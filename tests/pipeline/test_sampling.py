@@ -6,8 +6,8 @@ from fractions import Fraction
 import pytest
 
 import pipeline.sampling
-from pipeline.records import TailPolicy
 from pipeline.clip_sampler import ClipSampler
+from pipeline.records import TailPolicy
 from pipeline.sampling import (
     PresentationOrder,
     exact_rate,
