@@ -111,7 +111,7 @@ class DatasetConfig:
     """Or where the spans stand in a sample's JSON: a list of [start, end], or of such objects."""
     spans_sha256: str | None = None
     """Of the table; null: filled in by the run. A table that is another one is refused."""
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: Any = None
     """Columns of rows, name -> float, int, bool or string, from the table or a sample's JSON."""
     captions: list[str] = field(default_factory=list)
     """Further captions by name: columns of type string, from which a loader chooses."""

@@ -47,7 +47,13 @@ def own_columns(run: RunConfig) -> Columns:
     Raises:
         ConfigError: a name or type that cannot be.
     """
-    columns: dict[str, Any] = dict(run.dataset.columns)
+    given = {} if run.dataset.columns is None else run.dataset.columns
+    if not isinstance(given, dict):
+        raise ConfigError(
+            "dataset.columns must be names and types like {aesthetic: float, license: string}, "
+            f"got {given!r}"
+        )
+    columns: dict[str, Any] = dict(given)
     check_columns(columns, _TAKEN, place="dataset.columns")
     captions = dict.fromkeys(run.dataset.captions, "string")
     check_columns(captions, _TAKEN | columns.keys(), place="dataset.captions")
