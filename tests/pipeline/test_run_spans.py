@@ -148,6 +148,21 @@ def test_a_run_of_many_segments_and_an_interrupted_one_give_the_same(
     assert diff.main([str(out), str(tmp_path / "out")]) == 0
 
 
+@pytest.mark.slow
+def test_a_run_on_ray_that_is_killed_and_repeated_gives_the_same(shards, tmp_path) -> None:
+    table_option = f"dataset.spans={table(tmp_path)}"
+    options = [*COLUMNS, *SAMPLING, table_option, "commit.max_clips=1"]
+    assert runs.run_inline(shards, tmp_path / "oracle", *options) == 0
+    arguments = ["+dataset=tars", f"dataset.shards={shards}", *runs.TINY, *options]
+    arguments += [f"output.root={tmp_path / 'out'}", "cluster=local"]
+    command = runs.start(*arguments, cwd=tmp_path)
+    runs.wait_for_receipts(command, tmp_path / "out")
+    command.kill()
+    ended = runs.run(*arguments, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert diff.main([str(tmp_path / "oracle"), str(tmp_path / "out")]) == 0
+
+
 def test_verify_deep_makes_clips_of_spans_again(out, capsys) -> None:
     assert verify.main([str(out), "--deep", "--sample", "7"]) == 0
     assert "7 bit-equal" in capsys.readouterr().out
