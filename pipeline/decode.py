@@ -15,7 +15,7 @@ marks as corrupt, condemns the whole video.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -27,6 +27,8 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from pipeline.clip_sampler import ClipSampler, PickedClip
+from pipeline.cuts import CutDetector
 from pipeline.errors import VideoError
 from pipeline.limits import (
     check_clips,
@@ -36,13 +38,12 @@ from pipeline.limits import (
     cpu_allowance,
     ffmpeg_max_pixels,
 )
-from pipeline.records import Clip, ClipPlan, DecodeSummary, SourceInfo, VideoLimits
+from pipeline.records import Clip, ClipPlan, DecodeSummary, SourceInfo, TimeSpan, VideoLimits
 from pipeline.sampling import (
-    ClipSampler,
-    PickedClip,
     PresentationOrder,
     exact_rate,
     expected_clips,
+    expected_in_spans,
     is_too_slow,
 )
 from pipeline.scaling import RgbFrame, RgbScaler
@@ -76,6 +77,7 @@ def decode_clips(
     limits: VideoLimits,
     on_progress: Callable[[], None] = lambda: None,
     new_frames: Callable[[tuple[int, ...]], RgbFrames] | None = None,
+    spans: Sequence[TimeSpan] | None = None,
 ) -> Iterator[Clip | DecodeSummary]:
     """Yield every clip of the video, then exactly one `DecodeSummary`.
 
@@ -89,6 +91,7 @@ def decode_clips(
         on_progress: called for each packet read and each frame decoded.
         new_frames: gives the uint8 array of the shape asked for, ``[T, H, W, 3]``, that the next
             clip is written to and that its ``frames`` then is; by default a fresh array each time.
+        spans: clips lie within one of these; None: anywhere.
 
     Raises:
         VideoError: with one of `REASONS`.
@@ -96,7 +99,7 @@ def decode_clips(
     """
     work = Work(limits)
     announced = scanned(data, limits, on_progress)
-    decoding = _Decoding(announced, plan, limits, work, on_progress)
+    decoding = _Decoding(announced, plan, limits, work, on_progress, spans)
     with open_video(data, limits) as container:
         for number, picked in enumerate(decoding.clips(container), 1):
             check_clips(number, limits)
@@ -130,6 +133,7 @@ def _clip(
         end_seconds=picked.end_seconds,
         frame_seconds=picked.frame_seconds,
         frames=np.stack(picked.frames, out=out),
+        span_index=picked.span_index,
     )
 
 
@@ -277,23 +281,33 @@ class _Decoding:
         limits: VideoLimits,
         work: Work,
         on_progress: Callable[[], None],
+        spans: Sequence[TimeSpan] | None,
     ) -> None:
         self._announced, self._work = announced, work
         too_slow = frozenset(
             fps for fps in plan.fps if is_too_slow(announced.mean_rate, exact_rate(fps))
         )
         rates = [exact_rate(fps) for fps in plan.fps if fps not in too_slow]
+        duration = announced.duration_seconds
         check_clips(
-            sum(expected_clips(announced.duration_seconds, rate, plan) for rate in rates), limits
+            sum(
+                expected_clips(duration, rate, plan)
+                if spans is None
+                else expected_in_spans(duration, rate, plan, spans)
+                for rate in rates
+            ),
+            limits,
         )
         self._scaler = RgbScaler(plan, announced.pixel_aspect, limits)
-        self._sampler = ClipSampler(plan, self._scaler.rgb, too_slow=too_slow)
+        self._sampler = ClipSampler(plan, self._scaler.rgb, too_slow=too_slow, spans=spans)
+        self._cuts = None if plan.cut_threshold is None else CutDetector(plan.cut_threshold)
         self._pictures = Pictures(announced, limits, work, on_progress, self._describe)
         self._source: SourceInfo | None = None
 
     def clips(self, container: InputContainer) -> Iterator[PickedClip[RgbFrame]]:
         for seconds, frame in self._pictures.shown(container):
-            yield from self._sampler.add(seconds, frame)
+            is_cut = self._cuts is not None and self._cuts.is_cut(frame)
+            yield from self._sampler.add(seconds, frame, is_cut=is_cut)
             if self._sampler.is_done:
                 return
         yield from self._sampler.finish(self._pictures.end_seconds())

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline.balance import bounds
-from pipeline.config import Compression, DatasetKind, Device, Numerics, Packing, RunConfig
+from pipeline.config import Compression, Cuts, DatasetKind, Device, Numerics, Packing, RunConfig
 from pipeline.encode import EncoderSpec
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import digest_of
 from pipeline.packing import index_packing
 from pipeline.reader import ReadRules
 from pipeline.records import ClipPlan, SamplingMode, VideoLimits
+from pipeline.resolve_spans import selection_rules, spans_identity, stored_columns
 from pipeline.schedule import RetryRules
 from pipeline.schema import FORMAT_VERSION, TokenFormat
 from pipeline.segments import CommitRules
@@ -82,6 +83,7 @@ def clip_plan(run: RunConfig) -> ClipPlan:
         max_clips_per_video=sampling.max_clips_per_video,
         tail=sampling.tail,
         buckets=buckets(run),
+        cut_threshold=sampling.cut_threshold if sampling.cuts is Cuts.detect else None,
     )
     try:
         for height, width in plan.buckets:
@@ -224,6 +226,7 @@ def identity(run: RunConfig, checkpoint_digest: str) -> Identity:
     }
     if run.dataset.kind is DatasetKind.folder:
         dataset["num_buckets"] = run.dataset.num_buckets
+    dataset |= spans_identity(run)
     return Identity(
         material=plain(
             {
@@ -236,7 +239,7 @@ def identity(run: RunConfig, checkpoint_digest: str) -> Identity:
                 },
                 "checkpoint_digest": checkpoint_digest,
                 "precision": run.tokenizer.precision.name,
-                "sampling": asdict(clip_plan(run)),
+                "sampling": _asked_for(asdict(clip_plan(run)), "cut_threshold"),
                 "transform": {"resize": "short side, bilinear, antialiased", "crop": "centre"},
                 "dataset": dataset,
                 "packing": packing(run),
@@ -245,6 +248,11 @@ def identity(run: RunConfig, checkpoint_digest: str) -> Identity:
             }
         )
     )
+
+
+def _asked_for(fields: dict[str, Any], *later: str) -> dict[str, Any]:
+    """Without those of the later options that are None: OUTs from before know nothing of them."""
+    return {name: v for name, v in fields.items() if v is not None or name not in later}
 
 
 def redacted(run: RunConfig) -> dict[str, Any]:
@@ -316,6 +324,7 @@ def token_format(run: RunConfig, weights: CheckpointInfo) -> TokenFormat:
         levels=tuple(quantizer.levels),
         channels=None if is_fsq else run.tokenizer.latent_channels,
         fingerprint=identity(run, weights.digest).fingerprint,
+        columns=stored_columns(run),
     )
 
 
@@ -373,6 +382,7 @@ def worker_spec(
         input_options=dict(run.dataset.storage_options),
         strict_numerics=run.numerics is Numerics.strict,
         canary=encoder.canary,
+        selection=selection_rules(run),
     )
 
 
