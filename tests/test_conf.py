@@ -24,6 +24,7 @@ NEEDED = {
     "webvid": ["dataset.shards=/d/{0..3}.tar"],
     "tars": ["dataset.shards=s3://bucket/*.tar"],
     "folder": ["dataset.path=/d"],
+    "openvid": ["dataset.path=/d"],
 }
 """What a data set cannot do without."""
 
