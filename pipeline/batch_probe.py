@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.encode import EncoderSpec
 from pipeline.errors import RunError
+from tokenizer import open_tokenizer
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 """Batch sizes that are tried, until one does not fit."""
@@ -107,16 +108,10 @@ def probe_batch(spec: EncoderSpec) -> ProbeResult:
     """
     import torch
 
-    from tokenizer import load_tokenizer
-
-    model = load_tokenizer(
-        spec.tokenizer,
-        checkpoint=spec.checkpoint,
-        device="cuda",
-        precision=spec.precision,
-        seed=spec.seed,
-        decoder=False,
+    tokenizer = open_tokenizer(
+        spec.tokenizer, spec.checkpoint, seed=spec.seed, precision=spec.precision
     )
+    tokenizer.load("cuda")
     height, width = max(spec.buckets, key=lambda bucket: bucket[0] * bucket[1])
     total_bytes = torch.cuda.get_device_properties().total_memory
 
@@ -126,7 +121,7 @@ def probe_batch(spec: EncoderSpec) -> ProbeResult:
         shape = (size, spec.clip_frames, height, width, 3)
         try:
             frames = torch.zeros(shape, dtype=torch.uint8, device="cuda")
-            seconds = _best_of(lambda: model.encode_uint8(frames), torch.cuda.synchronize)
+            seconds = _best_of(lambda: tokenizer.encode(frames), torch.cuda.synchronize)
         except torch.cuda.OutOfMemoryError:
             return Measured(batch_clips=size, clips_per_second=None, memory_fraction=1.0)
         return Measured(

@@ -25,7 +25,15 @@ from pipeline.schema import FORMAT_VERSION, TokenFormat
 from pipeline.segments import CommitRules
 from pipeline.shards import normalise_url
 from pipeline.worker_spec import WorkerSpec
-from tokenizer import QuantizerKind, TokenizerConfig
+from tokenizer import (
+    AnyConfig,
+    PluginConfig,
+    Tokenizer,
+    TokenizerConfig,
+    TokenizerError,
+    TokenSpec,
+    open_tokenizer,
+)
 
 if TYPE_CHECKING:
     from tokenizer import CheckpointInfo
@@ -34,16 +42,6 @@ CPU_BATCH_CLIPS, GPU_BATCH_CLIPS = 1, 8
 """Default B: a CPU gains nothing from more than one clip."""
 WHOLE_PIECE_FRAMES = 16
 """Default frames of a piece in sampling.mode=whole, as in the published streaming mode."""
-
-_NOT_THE_MODEL = {
-    "official",
-    "checkpoint_file",
-    "published",
-    "default_checkpoint",
-    "clip_frames",
-    "resolution",
-}
-"""Fields of a tokenizer that change no token by themselves."""
 
 _BLOT = "***"
 _SECRET = re.compile(r"key|secret|token$|password|credential", re.IGNORECASE)
@@ -68,7 +66,7 @@ def clip_plan(run: RunConfig) -> ClipPlan:
     Raises:
         ConfigError: a combination that the tokenizer cannot serve.
     """
-    sampling, tokenizer = run.sampling, run.tokenizer
+    sampling, tokenizer = run.sampling, token_spec(run)
     is_whole = sampling.mode is SamplingMode.whole
     if is_whole:
         check_whole(run)
@@ -78,7 +76,7 @@ def clip_plan(run: RunConfig) -> ClipPlan:
         mode=sampling.mode,
         clip_frames=frames,
         stride_frames=sampling.stride_frames or frames,
-        time_factor=tokenizer.time_downsample_factor,
+        time_factor=tokenizer.stride[0],
         max_clips_per_video=sampling.max_clips_per_video,
         tail=sampling.tail,
         buckets=buckets(run),
@@ -97,11 +95,14 @@ def check_whole(run: RunConfig) -> None:
     Raises:
         ConfigError: they cannot.
     """
-    sampling, tokenizer = run.sampling, run.tokenizer
-    if not tokenizer.is_causal:
+    sampling, tokenizer = run.sampling, token_spec(run)
+    if not tokenizer.can_stream:
+        reason = "is not causal: its tokens depend on later frames"
+        if run.tokenizer.plugin is not None:
+            reason = "cannot stream (TokenSpec.can_stream)"
         raise ConfigError(
-            f"sampling.mode=whole: {tokenizer.name} is not causal: its tokens depend on later "
-            "frames, so that a video cannot be encoded piece by piece; use a causal tokenizer"
+            f"sampling.mode=whole: {tokenizer.name} {reason}, so that a video cannot be encoded "
+            "piece by piece; use a causal tokenizer"
         )
     if sampling.max_clips_per_video is not None or sampling.stride_frames is not None:
         raise ConfigError(
@@ -118,7 +119,7 @@ def buckets(run: RunConfig) -> tuple[tuple[int, int], ...]:
     """
     sampling = run.sampling
     if sampling.buckets is None:
-        side = sampling.resolution or run.tokenizer.resolution
+        side = sampling.resolution or token_spec(run).resolution
         return ((side, side),)
     if sampling.resolution is not None:
         raise ConfigError("give sampling.resolution or sampling.buckets, not both")
@@ -169,19 +170,45 @@ def commit_rules(run: RunConfig) -> CommitRules:
     )
 
 
-def model_config(run: RunConfig) -> TokenizerConfig:
+def model_config(run: RunConfig) -> AnyConfig:
     """The tokenizer's own fields, without the run's."""
+    section = run.tokenizer
+    if section.plugin is not None:
+        return PluginConfig(
+            name=section.name, plugin=section.plugin, options=dict(section.options)
+        )
     return TokenizerConfig(
-        **{field.name: getattr(run.tokenizer, field.name) for field in fields(TokenizerConfig)}
+        **{field.name: getattr(section, field.name) for field in fields(TokenizerConfig)}
     )
+
+
+def tokenizer_of(run: RunConfig) -> Tokenizer:
+    """The tokenizer, without its weights.
+
+    Raises:
+        ConfigError: a plugin that cannot be had, or does not keep the Protocol.
+    """
+    try:
+        return open_tokenizer(
+            model_config(run),
+            checkpoint_path(run),
+            seed=run.tokenizer.seed,
+            precision=run.tokenizer.precision.name,
+        )
+    except TokenizerError as error:
+        raise ConfigError(str(error)) from error
+
+
+def token_spec(run: RunConfig) -> TokenSpec:
+    """What is known of the tokens before there are weights."""
+    return tokenizer_of(run).spec
 
 
 def packing(run: RunConfig) -> str:
     """How ``tokens`` is packed."""
-    if run.tokenizer.quantizer.kind is QuantizerKind.kl:
+    size = token_spec(run).codebook_size
+    if size is None:
         return run.output.latent_dtype.name
-    size = run.tokenizer.codebook_size
-    assert size is not None
     return index_packing(size, plain=run.output.packing is Packing.plain)
 
 
@@ -191,14 +218,23 @@ def compression(run: RunConfig) -> str:
     Raises:
         ConfigError: asked for indices, which hold no more than they must already.
     """
-    is_kl = run.tokenizer.quantizer.kind is QuantizerKind.kl
-    if run.output.compression is not Compression.none and not is_kl:
+    if run.output.compression is not Compression.none and token_spec(run).is_discrete:
         raise ConfigError(
             f"output.compression={run.output.compression.name} is for continuous tokenizers; "
             f"tokenizer {run.tokenizer.name} gives indices, which are stored in as many bits as "
             "they need: use output.compression=none"
         )
     return run.output.compression.name
+
+
+def tokenizer_material(run: RunConfig) -> dict[str, Any]:
+    """What the fingerprint has of the tokenizer besides its weights."""
+    spec, section = token_spec(run), run.tokenizer
+    if section.plugin is None:
+        return dict(spec.fingerprint)
+    not_the_model = ("clip_frames", "resolution", "can_stream")
+    facts = {name: value for name, value in asdict(spec).items() if name not in not_the_model}
+    return {**facts, "plugin": section.plugin, "options": dict(section.options)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,12 +264,7 @@ def identity(run: RunConfig, checkpoint_digest: str) -> Identity:
         material=plain(
             {
                 "format_version": FORMAT_VERSION,
-                "tokenizer": {
-                    key: value
-                    for key, value in asdict(model_config(run)).items()
-                    # a field that a later version adds is null here, and changes no token
-                    if key not in _NOT_THE_MODEL and value is not None
-                },
+                "tokenizer": tokenizer_material(run),
                 "checkpoint_digest": checkpoint_digest,
                 "precision": run.tokenizer.precision.name,
                 "sampling": asdict(clip_plan(run)),
@@ -302,19 +333,19 @@ def checkpoint_path(run: RunConfig) -> str | None:
 
 def token_format(run: RunConfig, weights: CheckpointInfo) -> TokenFormat:
     """What the footer of every part says."""
-    quantizer = run.tokenizer.quantizer
-    is_fsq = quantizer.kind is QuantizerKind.fsq
+    spec = token_spec(run)
     return TokenFormat(
         format_version=FORMAT_VERSION,
-        tokenizer=run.tokenizer.name,
+        tokenizer=spec.name,
         checkpoint_digest=weights.digest,
         random_weights=weights.is_random,
         packing=packing(run),
         compression=compression(run),
-        axes="t h w" if is_fsq else "c t h w",
-        codebook_size=run.tokenizer.codebook_size,
-        levels=tuple(quantizer.levels),
-        channels=None if is_fsq else run.tokenizer.latent_channels,
+        axes="t h w" if spec.is_discrete else "c t h w",
+        codebook_size=spec.codebook_size,
+        levels=spec.levels,
+        channels=spec.channels,
+        has_log_variance=spec.has_log_variance or spec.is_discrete,
         fingerprint=identity(run, weights.digest).fingerprint,
     )
 

@@ -121,12 +121,7 @@ def execute(run: RunConfig) -> int:
 
 def read_weights(run: RunConfig) -> CheckpointInfo:
     """Digest of the weights; random ones are said to be random."""
-    from tokenizer import checkpoint_digest  # torch with it
-
-    section = run.tokenizer
-    return checkpoint_digest(
-        resolve.model_config(run), resolve.checkpoint_path(run), seed=section.seed
-    )
+    return resolve.tokenizer_of(run).weights()
 
 
 def list_shards(run: RunConfig) -> list[Shard]:

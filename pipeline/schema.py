@@ -56,7 +56,9 @@ class TokenFormat:
     levels: tuple[int, ...]
     """FSQ levels per latent channel, first one least significant; empty for latents."""
     channels: int | None
-    """Latents: channels of the mean; the log-variance follows with as many."""
+    """Latents: channels of the mean; the log-variance follows with as many, where there is one."""
+    has_log_variance: bool = True
+    """Latents: False for a tokenizer that gives no more than a mean."""
     fingerprint: str
     """Fingerprint of the run's configuration."""
 
@@ -66,14 +68,15 @@ class TokenFormat:
         return self.packing in INDEX_PACKINGS
 
     def stored_shape(self, token_shape: Sequence[int]) -> tuple[int, ...]:
-        """What is stored of one clip: ``[t, h, w]``, or mean and log-variance ``[2c, t, h, w]``."""
-        if self.is_discrete:
+        """What is stored of one clip: ``[t, h, w]``, or mean and log-variance ``[2c, t, h, w]``
+        (a mean alone: ``[c, t, h, w]``)."""
+        if self.is_discrete or not self.has_log_variance:
             return tuple(token_shape)
         return (2 * token_shape[0], *token_shape[1:])
 
     def token_shape(self, stored_shape: Sequence[int]) -> tuple[int, ...]:
         """The inverse of ``stored_shape``."""
-        if self.is_discrete:
+        if self.is_discrete or not self.has_log_variance:
             return tuple(stored_shape)
         return (stored_shape[0] // 2, *stored_shape[1:])
 
@@ -141,8 +144,11 @@ class TokenFormat:
         return unpack_latents(blob, self.packing, shape)
 
     def to_json(self) -> str:
-        """Text for the footer."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """Text for the footer; without what a reader takes for granted, as it always was."""
+        record = asdict(self)
+        if self.has_log_variance:
+            del record["has_log_variance"]
+        return json.dumps(record, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> TokenFormat:
