@@ -14,7 +14,6 @@ from typing import Any
 
 from pipeline.encode import EncoderSpec
 from pipeline.errors import RunError
-from tokenizer import open_tokenizer
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 """Batch sizes that are tried, until one does not fit."""
@@ -108,9 +107,7 @@ def probe_batch(spec: EncoderSpec) -> ProbeResult:
     """
     import torch
 
-    tokenizer = open_tokenizer(
-        spec.tokenizer, spec.checkpoint, seed=spec.seed, precision=spec.precision
-    )
+    tokenizer = spec.open()
     tokenizer.load("cuda")
     height, width = max(spec.buckets, key=lambda bucket: bucket[0] * bucket[1])
     total_bytes = torch.cuda.get_device_properties().total_memory

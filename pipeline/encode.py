@@ -68,6 +68,12 @@ class EncoderSpec:
     compiled: bool = False
     """Whether torch.compile writes the kernels of whole clips."""
 
+    def open(self) -> Tokenizer:
+        """The tokenizer, not loaded yet."""
+        return open_tokenizer(
+            self.tokenizer, self.checkpoint, seed=self.seed, precision=self.precision
+        )
+
 
 class Encoder(Protocol):
     """What a worker needs of an encoder."""
@@ -105,9 +111,7 @@ class ClipEncoder:
         if spec.device == "cpu":
             keep_freed_memory()
         self._spec, self._torch = spec, torch
-        self._tokenizer: Tokenizer = open_tokenizer(
-            spec.tokenizer, spec.checkpoint, seed=spec.seed, precision=spec.precision
-        )
+        self._tokenizer = spec.open()
         with self._out_of_memory():
             self._tokenizer.load(spec.device)
         found = self._tokenizer.weights().digest
@@ -245,9 +249,7 @@ class ClipEncoder:
         padded = [*states, *[states[0]] * (frames.shape[0] - len(states))]
         with self._torch.inference_mode(), self._out_of_memory():
             tokens, after = self._timed(self._encode_chunk, frames, padded)
-        return list(
-            zip(self._checked(tokens[: len(states)]), after[: len(states)], strict=True)
-        )
+        return list(zip(self._checked(tokens[: len(states)]), after[: len(states)], strict=True))
 
     def _encode_chunk(self, frames: Frames, states: Sequence[Any]) -> tuple[Tokens, list[Any]]:
         # what is compiled is compiled for whole clips

@@ -174,9 +174,7 @@ def model_config(run: RunConfig) -> AnyConfig:
     """The tokenizer's own fields, without the run's."""
     section = run.tokenizer
     if section.plugin is not None:
-        return PluginConfig(
-            name=section.name, plugin=section.plugin, options=dict(section.options)
-        )
+        return PluginConfig(name=section.name, plugin=section.plugin, options=dict(section.options))
     return TokenizerConfig(
         **{field.name: getattr(section, field.name) for field in fields(TokenizerConfig)}
     )

@@ -200,6 +200,8 @@ def start_workers(job: _Job, num_tasks: int) -> Workers:
         from pipeline.inline import InlineWorkers
 
         spec = prepare(job, has_gpus=torch.cuda.is_available(), cores=os.cpu_count() or 1)
+        if job.run.tokenizer.plugin is not None and spec.canary is not CanaryMode.off:
+            make_reference(job.storage, spec.encoder)  # before a worker is blamed for it
         return InlineWorkers(spec, open_shards=cluster.open_shards)
     # Ray takes a second to import: only for those who use it
     from pipeline.cluster import WorkerSize

@@ -68,8 +68,7 @@ class TokenFormat:
         return self.packing in INDEX_PACKINGS
 
     def stored_shape(self, token_shape: Sequence[int]) -> tuple[int, ...]:
-        """What is stored of one clip: ``[t, h, w]``, or mean and log-variance ``[2c, t, h, w]``
-        (a mean alone: ``[c, t, h, w]``)."""
+        """Of one clip: ``[t, h, w]``; ``[2c, t, h, w]``, or ``[c, t, h, w]`` of means alone."""
         if self.is_discrete or not self.has_log_variance:
             return tuple(token_shape)
         return (2 * token_shape[0], *token_shape[1:])

@@ -138,7 +138,9 @@ def _weights(
         raise MissingCheckpoint(config.name, config.checkpoint_url)
     if source == RANDOM:
         tensors = _random_weights(config, seed)
-        info = CheckpointInfo(source=RANDOM, digest=tensors_digest(tensors), is_random=True, seed=seed)
+        info = CheckpointInfo(
+            source=RANDOM, digest=tensors_digest(tensors), is_random=True, seed=seed
+        )
         logger.warning(
             "tokenizer %s has RANDOM weights (seed %d): for dry runs only", config.name, seed
         )

@@ -107,9 +107,8 @@ class TokenSpec:
     def token_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
         """``[t, h, w]`` of indices, ``[c, t, h, w]`` or ``[2c, t, h, w]`` of what is encoded.
 
-        >>> spec = TokenSpec(
-        ...     name="x", stride=(4, 8, 8), first_frames=1, clip_frames=17, resolution=256, channels=16
-        ... )
+        >>> size = {"clip_frames": 17, "resolution": 256}
+        >>> spec = TokenSpec(name="x", stride=(4, 8, 8), first_frames=1, channels=16, **size)
         >>> spec.token_shape(17, 256, 256)
         (16, 5, 32, 32)
         """
