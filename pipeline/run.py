@@ -20,6 +20,7 @@ from pipeline import compose, resolve
 from pipeline.attempts import Workers
 from pipeline.batch_probe import ProbeResult, probe_batch
 from pipeline.canary import make_reference
+from pipeline.chosen_tokenizer import tokenizer_of
 from pipeline.config import ChangedInputs, ClusterKind, DatasetKind, RunConfig
 from pipeline.encode import EncoderSpec
 from pipeline.errors import Interrupted, PipelineError
@@ -121,7 +122,7 @@ def execute(run: RunConfig) -> int:
 
 def read_weights(run: RunConfig) -> CheckpointInfo:
     """Digest of the weights; random ones are said to be random."""
-    return resolve.tokenizer_of(run).weights()
+    return tokenizer_of(run).weights()
 
 
 def list_shards(run: RunConfig) -> list[Shard]:

@@ -12,8 +12,9 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline import compose
+from pipeline.chosen_tokenizer import model_config
 from pipeline.config import RunConfig
-from pipeline.resolve import identity, model_config, redacted
+from pipeline.resolve import identity, redacted
 from tests.pipeline import runs
 from tokenizer import get_config, list_tokenizers
 

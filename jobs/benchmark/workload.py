@@ -164,8 +164,9 @@ def worker_spec(run: RunConfig) -> WorkerSpec:
     import torch
 
     from pipeline import resolve
+    from pipeline.chosen_tokenizer import tokenizer_of
 
-    weights = resolve.tokenizer_of(run).weights()
+    weights = tokenizer_of(run).weights()
     return resolve.worker_spec(
         run, weights, has_gpus=torch.cuda.is_available(), cores=1, recorded_batch=None
     )

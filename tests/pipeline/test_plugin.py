@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from jobs import reconstruct
+from pipeline.chosen_tokenizer import token_spec
 from pipeline.dataset import TokenDataset
 from pipeline.errors import FingerprintMismatch, PipelineError
-from pipeline.resolve import token_spec
 from pipeline.verify import main as verify
 from tests.pipeline import runs
 from tests.pipeline.foreign import Palette
