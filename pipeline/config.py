@@ -97,6 +97,8 @@ class DatasetConfig:
     """Key of the caption in a sample's JSON; a .txt member comes first."""
     storage_options: dict[str, Any] = field(default_factory=dict)
     """fsspec options for reading; prefer the environment for credentials."""
+    license: str | None = None
+    """For OUT/README.md: an identifier such as cc-by-4.0, or a name; it decides nothing here."""
 
     def __post_init__(self) -> None:
         """Check what one field alone can tell."""

@@ -19,7 +19,8 @@ from omegaconf import DictConfig
 from pipeline import compose, resolve
 from pipeline.attempts import Workers
 from pipeline.batch_probe import ProbeResult, probe_batch
-from pipeline.canary import make_reference
+from pipeline.canary import make_reference, reference_tokens
+from pipeline.card import write_card
 from pipeline.chosen_tokenizer import tokenizer_of
 from pipeline.config import ChangedInputs, ClusterKind, DatasetKind, RunConfig
 from pipeline.encode import EncoderSpec
@@ -79,6 +80,11 @@ class _Job:
     storage: Storage
     recorded_batch: int | None
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no run has written to OUT yet."""
+        return self.recorded_batch is None
+
 
 def execute(run: RunConfig) -> int:
     """Carry out a run.
@@ -117,6 +123,7 @@ def execute(run: RunConfig) -> int:
             work(job, plan, tally)
     finally:
         plan.ledger.publish(storage)
+        write_card(storage, plan.ledger, license_name=run.dataset.license)
     return conclude(plan, tally, storage)
 
 
@@ -201,8 +208,6 @@ def start_workers(job: _Job, num_tasks: int) -> Workers:
         from pipeline.inline import InlineWorkers
 
         spec = prepare(job, has_gpus=torch.cuda.is_available(), cores=os.cpu_count() or 1)
-        if job.run.tokenizer.plugin is not None and spec.canary is not CanaryMode.off:
-            make_reference(job.storage, spec.encoder)  # before a worker is blamed for it
         return InlineWorkers(spec, open_shards=cluster.open_shards)
     # Ray takes a second to import: only for those who use it
     from pipeline.cluster import WorkerSize
@@ -254,6 +259,8 @@ def prepare(
         cores=cores,
         recorded_batch=job.recorded_batch,
     )
+    if job.run.tokenizer.plugin is not None and job.is_new and spec.canary is not CanaryMode.off:
+        reference_tokens(spec.encoder)  # a bad one is told before OUT is bound to it
     found: ProbeResult | None = None
     is_chosen = job.run.encoder.batch_clips is not None or job.recorded_batch is not None
     if spec.encoder.device == "cuda" and not is_chosen:
