@@ -130,6 +130,7 @@ class ClipBatcher:
                     frame_seconds=tag.clip.frame_seconds,
                     bucket=f"{height}x{width}",
                     tokens=tokens,
+                    span_index=tag.clip.span_index,
                 ),
             )
             for tag, tokens in zip(batch.tags, result, strict=True)

@@ -129,8 +129,8 @@ class Committer:
         part = self._publish(span, rows)
         summaries = [video.summary for video in videos if video.summary]
         filtered: Counter[str] = Counter()
-        for summary in summaries:
-            filtered.update(summary.filtered)
+        for video in videos:
+            filtered.update(video.filtered)
         num_videos, quarantined = retry or (len(videos), self._quarantine(videos))
         keys = [] if retry else [key_digest(video.sample.key).hex() for video in videos]
         receipt = Receipt(

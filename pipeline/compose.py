@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.config import ClusterKind, DatasetKind, RunConfig
 from pipeline.errors import ConfigError
 from pipeline.resolve import clip_plan, shard_patterns
+from pipeline.resolve_spans import check_spans
 
 CHOSEN_GROUPS = ("dataset", "tokenizer")
 """Groups that the user must choose with a plus."""
@@ -165,6 +166,7 @@ def to_run_config(config: DictConfig) -> RunConfig:
     if run.cluster.kind is ClusterKind.ray and not run.cluster.address:
         raise ConfigError("cluster=ray needs cluster.address=HOST:PORT, or auto")
     clip_plan(run)
+    check_spans(run)
     return run
 
 

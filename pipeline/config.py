@@ -23,6 +23,15 @@ class DatasetKind(enum.Enum):
     demo = "demo"
 
 
+class Cuts(enum.Enum):
+    """What is done about cuts between shots."""
+
+    none = "none"
+    """A clip may cross them."""
+    detect = "detect"
+    """They are looked for in the pictures, and no clip crosses one."""
+
+
 class Device(enum.Enum):
     """Where the encoder runs."""
 
@@ -95,6 +104,17 @@ class DatasetConfig:
     """Endings that make a member a video."""
     caption_key: str = "caption"
     """Key of the caption in a sample's JSON; a .txt member comes first."""
+    spans: str | None = None
+    """Table (.parquet, .csv, .jsonl; path or URL) of what is tokenised: key, start_seconds,
+    end_seconds, caption and more columns. Clips lie within one span; other videos are left out."""
+    spans_key: str | None = None
+    """Or where the spans stand in a sample's JSON: a list of [start, end], or of such objects."""
+    spans_sha256: str | None = None
+    """Of the table; null: filled in by the run. A table that is another one is refused."""
+    columns: Any = None
+    """Columns of rows, name -> float, int, bool or string, from the table or a sample's JSON."""
+    captions: list[str] = field(default_factory=list)
+    """Further captions by name: columns of type string, from which a loader chooses."""
     storage_options: dict[str, Any] = field(default_factory=dict)
     """fsspec options for reading; prefer the environment for credentials."""
     license: str | None = None
@@ -160,6 +180,10 @@ class SamplingConfig:
     """Pixels of a clip's sides: short side resized to it, centre cropped; null: the tokenizer's."""
     buckets: Any = None
     """List of [H, W] instead of a square: a video takes the one of the nearest aspect ratio."""
+    cuts: Cuts = Cuts.none
+    """detect: clips do not cross cuts between shots, which are found in the pictures."""
+    cut_threshold: float = 27.0
+    """Mean change of luma from a picture to the next that is a cut, in grey levels (0 to 255)."""
 
     def __post_init__(self) -> None:
         """Check numbers."""
@@ -171,6 +195,10 @@ class SamplingConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"sampling.{name} must be at least 1, got {value}")
+        if not 0 < self.cut_threshold <= 255:
+            raise ValueError(
+                f"sampling.cut_threshold must be in (0, 255], got {self.cut_threshold}"
+            )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -12,7 +12,6 @@ W divides their number, else W / gcd(W, num_streams) ranks read the same row gro
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,8 +20,8 @@ import torch
 from pipeline.errors import RunError
 from pipeline.loading.batches import BatchMaker, checked_columns, side_table
 from pipeline.loading.batching import Batching
-from pipeline.loading.cache import RangeCache
-from pipeline.loading.fetch import Fetch
+from pipeline.loading.captions import CaptionChoice
+from pipeline.loading.fetch import Fetch, FetchOfProcess
 from pipeline.loading.packed import PackedLayout
 from pipeline.loading.passes import Layout, Share
 from pipeline.loading.ranks import agree_on, own_place
@@ -86,6 +85,8 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         latents: Literal["mean", "sample"] = "mean",
         normalize: bool = False,
         crop_latents: tuple[int, int, int] | None = None,
+        captions: Mapping[str, float] | None = None,
+        caption_dropout: float = 0.0,
         join: str | None = None,
         transform: Callable[[Batch], Any] | None = None,
         device: str | torch.device | None = None,
@@ -119,6 +120,9 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             latents: "sample": ``tokens`` are drawn from the stored Gaussian, by seed and sample.
             normalize: latents get mean 0 and variance 1 by what the manifest says of channels.
             crop_latents: t, h, w that are cut out of each token grid, where says the seed.
+            captions: column -> weight: ``caption`` is drawn from these by seed and sample, and
+                ``caption_name`` says which; None: the stored one.
+            caption_dropout: share of samples whose caption is "" instead, drawn likewise.
             join: URL of a table (parquet, csv, jsonl) whose columns are attached by ``clip_id``.
             transform: of each batch, last.
             device: packed bytes are sent there and unpacked there.
@@ -142,7 +146,8 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             raise ValueError(f"threads must be at least 1, got {threads}")
         if on_corrupt not in ("raise", "replace"):
             raise ValueError(f"on_corrupt must be 'raise' or 'replace', got {on_corrupt!r}")
-        self._columns = checked_columns(columns)
+        self._columns = columns
+        self._captions = CaptionChoice.of(captions, caption_dropout, seed)
         self._join = side_table(join, storage_options)
         self._tokens: dict[str, Any] = {
             "tokens_dtype": tokens_dtype,
@@ -150,7 +155,8 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             "crop": crop_latents,
         }
         self._normalize = normalize
-        self._cache = None if cache_dir is None else (cache_dir, cache_bytes)
+        cache = None if cache_dir is None else (cache_dir, cache_bytes)
+        self._fetch = FetchOfProcess(root, storage_options, cache)
         self._rank, self._world_size, is_group = own_place(rank, world_size)
         self._root, self._storage_options = root, storage_options
         self._batching = Batching(
@@ -168,7 +174,6 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         self._transform, self._device = transform, device
         self._prefetch_bytes, self._threads = prefetch_bytes, threads
         self._is_group = is_group and manifest is None
-        self._opened: tuple[int, Fetch] | None = None
         self._start = self._position = (epoch, 0)
         self._next_step: int | None = None
         self.num_replaced = 0
@@ -209,9 +214,13 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         )
         if self._normalize and moments is None:
             raise ValueError("normalize is for latents, these tokens are indices")
+        own = tokens.token_format.columns
+        if self._captions is not None:
+            self._captions.check(own)
         return BatchMaker(
             tokens=tokens,
-            columns=self._columns,
+            columns=checked_columns(self._columns, own),
+            captions=self._captions,
             join=self._join,
             device=self._device,
             marks_padding=not self._batching.drop_last,
@@ -257,7 +266,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             self.set_epoch(epoch + 1)
         before = self.manifest
         self._pin(None)
-        self._opened = None
+        self._fetch.forget()
         return before != self.manifest
 
     def _last_sample(self) -> int:
@@ -386,13 +395,5 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             threads=threads,
         )
 
-    def _fetch(self) -> Fetch:
-        """Of this process: connections do not survive a fork."""
-        if self._opened is None or self._opened[0] != os.getpid():
-            storage = Storage(self._root, self._storage_options)
-            cache = None if self._cache is None else RangeCache(*self._cache)
-            self._opened = os.getpid(), Fetch(storage, cache)
-        return self._opened[1]
-
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": None, "_laid_out": None}
+        return self.__dict__ | {"_laid_out": None}

@@ -15,7 +15,7 @@ marks as corrupt, condemns the whole video.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -27,6 +27,8 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from pipeline.clip_sampler import ClipSampler, PickedClip
+from pipeline.cuts import CutDetector
 from pipeline.errors import VideoError
 from pipeline.limits import (
     check_clips,
@@ -36,13 +38,19 @@ from pipeline.limits import (
     cpu_allowance,
     ffmpeg_max_pixels,
 )
-from pipeline.records import Clip, ClipPlan, DecodeSummary, SourceInfo, VideoLimits
+from pipeline.records import (
+    Clip,
+    ClipPlan,
+    DecodeSummary,
+    SourceInfo,
+    TimeSpan,
+    VideoLimits,
+)
 from pipeline.sampling import (
-    ClipSampler,
-    PickedClip,
     PresentationOrder,
     exact_rate,
     expected_clips,
+    expected_in_spans,
     is_too_slow,
 )
 from pipeline.scaling import RgbFrame, RgbScaler
@@ -75,6 +83,7 @@ def decode_clips(
     limits: VideoLimits,
     on_progress: Callable[[], None] = lambda: None,
     new_frames: Callable[[tuple[int, ...]], RgbFrames] | None = None,
+    spans: Sequence[TimeSpan] | None = None,
 ) -> Iterator[Clip | DecodeSummary]:
     """Yield every clip of the video, then exactly one `DecodeSummary`.
 
@@ -88,6 +97,7 @@ def decode_clips(
         on_progress: called for each packet read and each frame decoded.
         new_frames: gives the uint8 array of the shape asked for, ``[T, H, W, 3]``, that the next
             clip is written to and that its ``frames`` then is; by default a fresh array each time.
+        spans: clips lie within one of these; None: anywhere.
 
     Raises:
         VideoError: with one of `REASONS`.
@@ -99,7 +109,7 @@ def decode_clips(
     if len(data) > limits.video_bytes:
         raise VideoError("too_large", f"{len(data)} bytes, at most {limits.video_bytes} allowed")
     announced = scan(data, limits, on_progress)
-    decoding = _Decoding(announced, plan, limits, work, on_progress)
+    decoding = _Decoding(announced, plan, limits, work, on_progress, spans)
     with open_video(data, limits) as container:
         for number, picked in enumerate(decoding.clips(container), 1):
             check_clips(number, limits)
@@ -120,6 +130,7 @@ def _clip(
         end_seconds=picked.end_seconds,
         frame_seconds=picked.frame_seconds,
         frames=np.stack(picked.frames, out=out),
+        span_index=picked.span_index,
     )
 
 
@@ -159,6 +170,7 @@ class _Decoding:
         limits: VideoLimits,
         work: _Work,
         on_progress: Callable[[], None],
+        spans: Sequence[TimeSpan] | None,
     ) -> None:
         self._announced, self._limits, self._on_progress = announced, limits, on_progress
         self._work = work
@@ -166,11 +178,19 @@ class _Decoding:
             fps for fps in plan.fps if is_too_slow(announced.mean_rate, exact_rate(fps))
         )
         rates = [exact_rate(fps) for fps in plan.fps if fps not in too_slow]
+        duration = announced.duration_seconds
         check_clips(
-            sum(expected_clips(announced.duration_seconds, rate, plan) for rate in rates), limits
+            sum(
+                expected_clips(duration, rate, plan)
+                if spans is None
+                else expected_in_spans(duration, rate, plan, spans)
+                for rate in rates
+            ),
+            limits,
         )
         self._scaler = RgbScaler(plan, announced.pixel_aspect, limits)
-        self._sampler = ClipSampler(plan, self._scaler.rgb, too_slow=too_slow)
+        self._sampler = ClipSampler(plan, self._scaler.rgb, too_slow=too_slow, spans=spans)
+        self._cuts = None if plan.cut_threshold is None else CutDetector(plan.cut_threshold)
         self._order = PresentationOrder[VideoFrame](announced.times)
         self._origin: int | None = None
         self._last_time = 0
@@ -184,14 +204,18 @@ class _Decoding:
             if self._source is None:
                 self._source = self._describe(stream, frame)
             for shown_time, shown in self._order.add(time_, frame, size_bytes=size_bytes):
-                yield from self._sampler.add(self._seconds(shown_time), shown)
+                yield from self._sample(shown_time, shown)
             if self._sampler.is_done:
                 return
         for shown_time, shown in self._order.finish():
-            yield from self._sampler.add(self._seconds(shown_time), shown)
+            yield from self._sample(shown_time, shown)
         if self._source is None:
             raise VideoError("no_frames", "the video stream decodes to no frame")
         yield from self._sampler.finish(self._end_seconds())
+
+    def _sample(self, time_: int, frame: VideoFrame) -> Iterator[PickedClip[RgbFrame]]:
+        is_cut = self._cuts is not None and self._cuts.is_cut(frame)
+        yield from self._sampler.add(self._seconds(time_), frame, is_cut=is_cut)
 
     def summary(self) -> DecodeSummary:
         assert self._source is not None

@@ -39,12 +39,13 @@ from pipeline.decode_messages import (
     Message,
     clip_message,
     read_settings,
+    read_spans,
     receive,
     send,
     summary_message,
 )
 from pipeline.errors import VideoError
-from pipeline.records import Clip, ClipPlan, DecodeSummary, VideoLimits
+from pipeline.records import Clip, ClipPlan, DecodeSummary, TimeSpan, VideoLimits
 
 Decode = Callable[
     [
@@ -53,6 +54,7 @@ Decode = Callable[
         VideoLimits,
         Callable[[], None],
         Callable[[tuple[int, ...]], npt.NDArray[np.uint8]],
+        Sequence[TimeSpan] | None,
     ],
     Iterator[Clip | DecodeSummary],
 ]
@@ -149,7 +151,7 @@ class _Child:
     def _verdict(self, message: Message) -> Message:
         try:
             limit_memory(message["memory_bytes"])
-            return summary_message(self._decode_video(message["num_bytes"]))
+            return summary_message(self._decode_video(message["num_bytes"], read_spans(message)))
         except VideoError as error:
             reason, text = error.reason, error.message
             if reason in _MAYBE_MEMORY and is_memory_short(message["memory_bytes"]):
@@ -164,7 +166,7 @@ class _Child:
             self._slot = None
         return {"kind": "failed", "reason": reason, "message": text}
 
-    def _decode_video(self, num_bytes: int) -> DecodeSummary:
+    def _decode_video(self, num_bytes: int, spans: Sequence[TimeSpan] | None) -> DecodeSummary:
         summary: DecodeSummary | None = None
         for item in self._decode(
             self._read_video(num_bytes),
@@ -172,6 +174,7 @@ class _Child:
             self._limits,
             self._ring.count_progress,
             self._next_slot,
+            spans,
         ):
             if isinstance(item, DecodeSummary):
                 summary = item

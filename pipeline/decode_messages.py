@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from pipeline.records import (
     SamplingMode,
     SourceInfo,
     TailPolicy,
+    TimeSpan,
     VideoLimits,
 )
 
@@ -87,6 +89,18 @@ def read_settings(message: Message) -> tuple[ClipPlan, VideoLimits, int]:
     return ClipPlan(**fields), VideoLimits(**message["limits"]), message["num_slots"]
 
 
+def video_message(num_bytes: int, memory_bytes: int, spans: Sequence[TimeSpan] | None) -> Message:
+    """Work for a child: how long the video in its memory file is, and what clips lie within."""
+    pairs = None if spans is None else [(span.start_seconds, span.end_seconds) for span in spans]
+    return {"kind": "video", "num_bytes": num_bytes, "memory_bytes": memory_bytes, "spans": pairs}
+
+
+def read_spans(message: Message) -> tuple[TimeSpan, ...] | None:
+    """The spans of a `video_message`; read by the child, which trusts its parent."""
+    pairs = message["spans"]
+    return None if pairs is None else tuple(TimeSpan(start, end) for start, end in pairs)
+
+
 def clip_message(clip: Clip, slot: int) -> Message:
     """A clip without its pixels, which lie in the slot."""
     fields = {f.name: getattr(clip, f.name) for f in dataclasses.fields(clip) if f.name != "frames"}
@@ -110,6 +124,7 @@ def read_clip(message: Message, plan: ClipPlan) -> tuple[Clip, int, tuple[int, .
         end_seconds=_number(fields, "end_seconds"),
         frame_seconds=tuple(_number({"frame_seconds": s}, "frame_seconds") for s in seconds),
         frames=np.empty((0, 0, 0, 3), dtype=np.uint8),
+        span_index=None if fields.get("span_index") is None else _whole(fields, "span_index"),
     )
     if fps not in plan.fps or len(seconds) > plan.clip_frames:
         raise ValueError(f"a clip at {fps} fps with {len(seconds)} times is not of the plan")

@@ -36,7 +36,7 @@ from pipeline.decode_events import (
 from pipeline.decode_messages import Message, read_summary, receive, text
 from pipeline.decode_process import ChildProcess, Job
 from pipeline.errors import RunError
-from pipeline.records import ClipPlan, VideoLimits
+from pipeline.records import ClipPlan, TimeSpan, VideoLimits
 
 CHILD_REASONS = ("no_progress", "crash", "memory")
 """Reasons of the pool, beside `pipeline.decode.REASONS`: what a video did to its child."""
@@ -157,15 +157,16 @@ class DecodePool:
             peak_rss_bytes=max([self._peak_rss_bytes, *(c.peak_rss_bytes() for c in children)]),
         )
 
-    def submit(self, ticket: int, data: bytes) -> None:
+    def submit(self, ticket: int, data: bytes, spans: tuple[TimeSpan, ...] | None = None) -> None:
         """Queue a video; never waits, so the caller bounds what is in flight.
 
         Args:
             ticket: names the video in events; unique among those in flight.
             data: the encoded file, kept until the video is done.
+            spans: its clips lie within one of these; None: anywhere.
         """
         self._raise_if_broken()
-        self._submitted.append(Job(ticket, data))
+        self._submitted.append(Job(ticket, data, spans=spans))
         self._wake()
 
     def next_event(self, timeout_seconds: float) -> Event | None:

@@ -20,8 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.decode_child import Ring
-from pipeline.decode_messages import Message, read_clip, send, settings_message, socket_pair
-from pipeline.records import Clip, ClipPlan, VideoLimits
+from pipeline.decode_messages import (
+    Message,
+    read_clip,
+    send,
+    settings_message,
+    socket_pair,
+    video_message,
+)
+from pipeline.records import Clip, ClipPlan, TimeSpan, VideoLimits
 
 _STDERR_BYTES = 4096
 _INHERITED = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
@@ -45,6 +52,8 @@ class Job:
     """On the limits: 1 the first time, 2 the second and last time."""
     num_kills: int = 0
     """Children that somebody else killed while they had it."""
+    spans: tuple[TimeSpan, ...] | None = None
+    """Its clips lie within one of these; None: anywhere."""
 
 
 class ChildProcess:
@@ -125,7 +134,7 @@ class ChildProcess:
         while view:
             view = view[os.pwrite(self._video_fd, view, len(job.data) - len(view)) :]
         memory_bytes = job.factor * self._limits.child_memory_bytes
-        message = {"kind": "video", "num_bytes": len(job.data), "memory_bytes": memory_bytes}
+        message = video_message(len(job.data), memory_bytes, job.spans)
         with self._lock, contextlib.suppress(ConnectionError, BlockingIOError):
             send(self.connection, message, wait=False)
 
@@ -139,6 +148,8 @@ class ChildProcess:
         with self._lock:
             if slot >= self._num_slots or slot in self._held:
                 raise ValueError(f"slot {slot} is not free")
+            if not _is_span(clip.span_index, self.job):
+                raise ValueError(f"span {clip.span_index} is not one of its video's")
             if clip.clip_index != self._num_clips[clip.fps]:
                 raise ValueError(f"clip {clip.clip_index} at {clip.fps} fps comes out of order")
             self._held.add(slot)
@@ -257,6 +268,11 @@ class ChildProcess:
         assert self.process.stderr is not None
         self.process.stderr.close()
         os.close(self._video_fd)
+
+
+def _is_span(index: int | None, job: Job | None) -> bool:
+    spans = None if job is None else job.spans
+    return index is None if spans is None else index is not None and index < len(spans)
 
 
 def _signal_name(number: int) -> str:

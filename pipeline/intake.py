@@ -14,6 +14,7 @@ from pipeline.errors import WorkerLost
 from pipeline.ranges import RangeBuffers
 from pipeline.reader import ReadRules, Sample, ShardEnd, Source, read_shard, split_digests
 from pipeline.segments import OpenVideo, ShardTask
+from pipeline.selection import Selection
 
 MAX_VIDEOS_AHEAD = 4096
 """Videos of one shard that are read while an earlier one is not done."""
@@ -70,6 +71,7 @@ class ShardReading(threading.Thread):
         rules: ReadRules,
         buffers: RangeBuffers,
         options: Mapping[str, Any],
+        selection: Selection,
         wants: Callable[[Sample], bool],
         end_offset: int | None,
         open_attempt: OpenAttempt,
@@ -84,6 +86,7 @@ class ShardReading(threading.Thread):
             rules: what counts as a sample.
             buffers: memory for reading ahead, of all open shards of the worker.
             options: fsspec options.
+            selection: gives samples their spans and columns.
             wants: whether a video is to be decoded; others are passed over.
             end_offset: reading ends where a sample begins behind this; None: at the shard's end.
             open_attempt: what the driver asks of it, and how far it is.
@@ -94,6 +97,7 @@ class ShardReading(threading.Thread):
         self.task = task
         self._source, self._rules, self._buffers = source, rules, buffers
         self._options = options
+        self._selection = selection
         self._wants, self._end_offset = wants, end_offset
         self.open_attempt = open_attempt
         self._submit, self._count = submit, count
@@ -121,6 +125,7 @@ class ShardReading(threading.Thread):
             seen=split_digests(task.seen),
             source=self._source,
             buffers=self._buffers,
+            wants=self._selection.wants,
         )
         with contextlib.closing(items):
             for item in items:
@@ -133,7 +138,7 @@ class ShardReading(threading.Thread):
                     self.end = ShardEnd(offset=item.start_offset)
                     return
                 if self._wants(item):
-                    self._take(item)
+                    self._take(self._selection.of(item))
 
     def _take(self, sample: Sample) -> None:
         self._wait_for_room()
@@ -141,7 +146,7 @@ class ShardReading(threading.Thread):
             sample=replace(sample, video=b""), original=sample.video, failure=sample.defect
         )
         self.videos.append(video)
-        if sample.defect is None:
+        if sample.defect is None and sample.skipped is None:
             self._submit(video)
 
     def _wait_for_room(self) -> None:

@@ -133,7 +133,10 @@ def _hash(text: str) -> bytes:
 
 
 def tar_of(samples: Sequence[Sample]) -> bytes:
-    """The samples under new keys, so that whatever they are called is a sample again."""
+    """The samples under new keys, so that whatever they are called is a sample again.
+
+    What they were called stands in a .key member (``ReadRules.has_original_keys``).
+    """
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for number, sample in enumerate(samples):
@@ -141,6 +144,7 @@ def tar_of(samples: Sequence[Sample]) -> bytes:
                 (sample.extension, sample.video),
                 ("txt", sample.caption and sample.caption.encode()),
                 ("json", sample.metadata and sample.metadata.encode()),
+                ("key", (sample.original_key or sample.key).encode()),
             ):
                 if not content:
                     continue

@@ -120,13 +120,14 @@ def predict_run(options: argparse.Namespace) -> dict[str, Any]:
     """
     from pipeline import compose, resolve
     from pipeline.planning import make_plan
+    from pipeline.resolve_spans import describe_spans, with_spans
     from pipeline.run import list_shards, read_weights
     from pipeline.storage import Storage
 
     logging.getLogger("tokenizer.checkpoint").setLevel(logging.ERROR)  # said by print_data
     compose.register_schema()
     composed = compose.compose_overrides(compose.quote_paths(options.overrides), options.config_dir)
-    run = compose.to_run_config(composed)
+    run, spans = with_spans(compose.to_run_config(composed))
     weights = read_weights(run)
     plan = make_plan(
         list_shards(run),
@@ -139,6 +140,8 @@ def predict_run(options: argparse.Namespace) -> dict[str, Any]:
         run, weights, has_gpus=has_gpus, cores=cores, recorded_batch=recorded_batch(run)
     )
     print_data(run, plan, is_random=weights.is_random)
+    if spans is not None:
+        print(describe_spans(spans), flush=True)
     measured = probe_here(plan, spec, run, seconds=options.probe_seconds)
     machine = Machine(
         num_workers=options.workers or run.cluster.num_workers or 1,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.attempts import Finished, Wish
@@ -75,7 +75,8 @@ def probe(
     pieces = sampling.take(tuple(shards), began + READ_SHARE * seconds)
     show(f"read {len(pieces)} pieces of {len({piece.shard.name for piece in pieces})} shards")
     spent = time.monotonic() - began
-    workers = InlineWorkers(spec, open_shards=open_shards)
+    copied = replace(spec, read_rules=replace(spec.read_rules, has_original_keys=True))
+    workers = InlineWorkers(copied, open_shards=open_shards)
     try:
         run = _Run(workers, pieces, show, is_whole=spec.plan.mode is SamplingMode.whole)
         run.until(time.monotonic() + max(1.0, seconds - spent), open_shards)

@@ -14,9 +14,9 @@ import json
 import re
 import tarfile
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.backends import open_filesystem
 from pipeline.errors import StorageError, VideoError
@@ -25,10 +25,15 @@ from pipeline.ranges import RangeBuffers, ReadsPlaces, open_places
 from pipeline.shards import Shard, ShardKind
 from pipeline.tar_walk import TarCut, TarWalk
 
+if TYPE_CHECKING:
+    from pipeline.span_table import SpanRow
+
 MAX_KEY_BYTES = 1024
 """Of a key as UTF-8; tar allows a name of a megabyte, and receipts hold keys."""
 MAX_MEMBERS = 1000
 """Files of one sample."""
+NOT_IN_SPANS = "not_in_spans"
+"""Filter reason: the table has no row of the video, or its JSON no spans."""
 
 _SAMPLE_NAME = re.compile(r"^((?:.*/)?[^/.]+)\.([^/]+)$", re.DOTALL)
 
@@ -45,6 +50,8 @@ class ReadRules:
     """Largest video."""
     sidecar_bytes: int
     """Largest .json or .txt."""
+    has_original_keys: bool = False
+    """Whether a .key member says what the sample was called where it was copied from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +84,14 @@ class Sample:
     """The JSON, as text."""
     defect: VideoError | None = None
     """Why the sample cannot even be handed to a decoder."""
+    original_key: str | None = None
+    """What it is called where it was copied from; None: here."""
+    skipped: str | None = None
+    """Filter reason of a video that is not to be tokenised at all."""
+    spans: tuple[SpanRow, ...] | None = None
+    """Stretches that its clips lie within; None: anywhere (``selection``)."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the data set's own columns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +180,7 @@ def read_shard(
     seen: set[bytes] | None = None,
     source: Source | None = None,
     buffers: RangeBuffers | None = None,
+    wants: Callable[[str], bool] = lambda key: True,
 ) -> Generator[Sample | ShardEnd]:
     """Samples from ``start_offset`` on, then one ``ShardEnd``; close it when it is left early.
 
@@ -176,6 +192,7 @@ def read_shard(
         seen: ``key_digest`` of the keys before it; keys met are added.
         source: size and version that a tar must have; null: as it is now.
         buffers: memory for reading ahead, of the worker.
+        wants: whether a video of this key is to be read; others come without content, skipped.
 
     Raises:
         StorageError: storage did not answer, gave fewer bytes than it holds, or holds something
@@ -185,19 +202,27 @@ def read_shard(
     buffers = buffers or RangeBuffers()
     filesystem, path = open_filesystem(shard.url, options)
     if shard.kind is ShardKind.folder:
-        yield from _read_folder(shard, rules, filesystem, path, buffers, start_offset)
+        yield from _read_folder(shard, rules, filesystem, path, buffers, start_offset, wants)
         return
     source = source or source_of(shard, options)
     places = open_places(shard.name, filesystem, path, source.size_bytes, source.version, buffers)
     with contextlib.closing(places) as file:
-        yield from _TarReader(shard.name, file, rules, seen).samples(start_offset)
+        yield from _TarReader(shard.name, file, rules, seen, wants).samples(start_offset)
 
 
 class _TarReader:
     """One pass over one tar."""
 
-    def __init__(self, shard: str, file: ReadsPlaces, rules: ReadRules, seen: set[bytes]) -> None:
+    def __init__(
+        self,
+        shard: str,
+        file: ReadsPlaces,
+        rules: ReadRules,
+        seen: set[bytes],
+        wants: Callable[[str], bool],
+    ) -> None:
         self.shard, self.file, self.rules, self.seen = shard, file, rules, seen
+        self.wants, self.is_wanted = wants, True
 
     def samples(self, offset: int) -> Iterator[Sample | ShardEnd]:
         """Group members into samples; the group at which the archive is cut is left out."""
@@ -215,6 +240,8 @@ class _TarReader:
                     group, begin = {}, member.offset
                 elif not group:
                     begin = member.offset
+                if not group:
+                    self.is_wanted = self.rules.has_original_keys or self.wants(_printable(base))
                 key = base
                 if len(group) < MAX_MEMBERS:
                     group[extension] = self.content(member, extension)
@@ -234,7 +261,8 @@ class _TarReader:
     def content(self, member: tarfile.TarInfo, extension: str) -> bytes | VideoError | None:
         """A member's bytes if the pipeline wants them; too large is said instead of read."""
         is_video = extension.rsplit(".", 1)[-1] in self.rules.video_extensions
-        if not is_video and extension not in ("txt", "json"):
+        is_key = self.rules.has_original_keys and extension == "key"
+        if not self.is_wanted or not (is_video or is_key or extension in ("txt", "json")):
             return None
         limit = self.rules.video_bytes if is_video else self.rules.sidecar_bytes
         if member.size > limit:
@@ -247,7 +275,7 @@ class _TarReader:
         self, key: str, group: Mapping[str, bytes | VideoError | None], begin: int, end: int
     ) -> Sample:
         """Put the members of one key together, or say what is wrong with them."""
-        printable = key.encode("utf-8", "backslashreplace").decode()
+        printable = _printable(key)
         defect = None
         if (size := len(printable.encode())) > MAX_KEY_BYTES:
             defect = VideoError("name_too_long", f"{size:,} bytes, limit {MAX_KEY_BYTES:,}")
@@ -256,9 +284,16 @@ class _TarReader:
         if digest in self.seen:
             defect = VideoError("duplicate_key", "an earlier sample of this shard has the same key")
         self.seen.add(digest)
+        if not self.is_wanted:
+            return Sample(key=printable, start_offset=begin, end_offset=end, skipped=NOT_IN_SPANS)
         if defect is not None:
             return Sample(key=printable, start_offset=begin, end_offset=end, defect=defect)
         return assemble_sample(printable, group, self.rules, begin, end)
+
+
+def _printable(key: str) -> str:
+    """A key as receipts and clips have it: UTF-8."""
+    return key.encode("utf-8", "backslashreplace").decode()
 
 
 def assemble_sample(
@@ -290,7 +325,12 @@ def assemble_sample(
         video=video if isinstance(video, bytes) else b"",
         caption=caption,
         metadata=metadata,
+        original_key=_text(group.get("key")),
     )
+
+
+def _text(content: bytes | VideoError | None) -> str | None:
+    return content.decode() if isinstance(content, bytes) else None
 
 
 def _sidecars(text: Any, record: Any, caption_key: str) -> tuple[str | None, str | None]:
@@ -309,7 +349,13 @@ def _sidecars(text: Any, record: Any, caption_key: str) -> tuple[str | None, str
 
 
 def _read_folder(
-    shard: Shard, rules: ReadRules, filesystem: Any, root: str, buffers: RangeBuffers, start: int
+    shard: Shard,
+    rules: ReadRules,
+    filesystem: Any,
+    root: str,
+    buffers: RangeBuffers,
+    start: int,
+    wants: Callable[[str], bool],
 ) -> Iterator[Sample | ShardEnd]:
     """One listing says which files there are and how large; then each is read."""
     files = files_below(filesystem, root, shard.url)
@@ -329,6 +375,10 @@ def _read_folder(
     for index in range(start, len(shard.members)):
         name = shard.members[index]
         path = PurePosixPath(name)
+        key = _printable(name)
+        if not wants(key):
+            yield Sample(key=key, start_offset=index, end_offset=index + 1, skipped=NOT_IN_SPANS)
+            continue
         group: dict[str, bytes | VideoError | None] = {}
         video = content(name, rules.video_bytes)
         if video is not None:
@@ -337,6 +387,5 @@ def _read_folder(
             sidecar = content(str(path.with_suffix(f".{extension}")), rules.sidecar_bytes)
             if sidecar is not None:
                 group[extension] = sidecar
-        key = name.encode("utf-8", "backslashreplace").decode()
         yield assemble_sample(key, group, rules, index, index + 1)
     yield ShardEnd(offset=len(shard.members))

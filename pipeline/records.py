@@ -48,6 +48,16 @@ class Retry(enum.Enum):
     """What lay behind the cut of a tar."""
 
 
+@dataclass(frozen=True, slots=True)
+class TimeSpan:
+    """A stretch of a video that no clip may cross."""
+
+    start_seconds: float
+    """From the video's first frame."""
+    end_seconds: float | None = None
+    """None: the video's end."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipPlan:
     """Which clips one decoding pass makes of a video."""
@@ -68,6 +78,8 @@ class ClipPlan:
     """drop: a tail shorter than a clip is left out; pad: its last frame is repeated."""
     buckets: tuple[tuple[int, int], ...]
     """Sizes of clips, each (H, W) in pixels; a video takes the one of the nearest aspect ratio."""
+    cut_threshold: float | None = None
+    """Mean change of luma, in grey levels, that is a cut; clips do not cross it."""
 
     @property
     def clip_bytes(self) -> int:
@@ -137,6 +149,8 @@ class Clip:
     """Source time of each kept frame, from the video's first frame; length T."""
     frames: npt.NDArray[np.uint8]
     """uint8 ``[T, H, W, 3]``, RGB."""
+    span_index: int | None = None
+    """Which of the video's spans it lies in; None: the video has none."""
 
     def with_frames(self, frames: npt.NDArray[np.uint8]) -> Clip:
         """The same clip with other pixels."""

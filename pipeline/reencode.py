@@ -140,7 +140,13 @@ class Reencoding:
         num_videos, shown = sum(len(keys) for _, keys in drawn), time.monotonic()
         with tempfile.TemporaryDirectory(prefix="vidtok-verify-") as folder:
             again = self._temporary_out(Path(folder) / "out")
-            spec = replace(self._spec, output_root=again.root, output_options={}, input_options={})
+            spec = replace(
+                self._spec,
+                output_root=again.root,
+                output_options={},
+                input_options={},
+                read_rules=replace(self._spec.read_rules, has_original_keys=True),
+            )
             with contextlib.closing(InlineWorkers(spec, open_shards=OPEN_VIDEOS)) as workers:
                 for receipt, keys in drawn:
                     for found in self._sources.read(receipt, keys):

@@ -21,12 +21,13 @@ from pipeline.chosen_tokenizer import (
     token_spec,
     tokenizer_material,
 )
-from pipeline.config import DatasetKind, Device, Numerics, RunConfig
+from pipeline.config import Cuts, DatasetKind, Device, Numerics, RunConfig
 from pipeline.encode import EncoderSpec
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import digest_of
 from pipeline.reader import ReadRules
 from pipeline.records import ClipPlan, SamplingMode, VideoLimits
+from pipeline.resolve_spans import selection_rules, spans_identity, stored_columns
 from pipeline.schedule import RetryRules
 from pipeline.schema import FORMAT_VERSION, TokenFormat
 from pipeline.segments import CommitRules
@@ -78,6 +79,7 @@ def clip_plan(run: RunConfig) -> ClipPlan:
         max_clips_per_video=sampling.max_clips_per_video,
         tail=sampling.tail,
         buckets=buckets(run),
+        cut_threshold=sampling.cut_threshold if sampling.cuts is Cuts.detect else None,
     )
     try:
         for height, width in plan.buckets:
@@ -191,6 +193,7 @@ def identity(run: RunConfig, checkpoint_digest: str) -> Identity:
     }
     if run.dataset.kind is DatasetKind.folder:
         dataset["num_buckets"] = run.dataset.num_buckets
+    dataset |= spans_identity(run)
     return Identity(
         material=plain(
             {
@@ -198,7 +201,7 @@ def identity(run: RunConfig, checkpoint_digest: str) -> Identity:
                 "tokenizer": tokenizer_material(run),
                 "checkpoint_digest": checkpoint_digest,
                 "precision": run.tokenizer.precision.name,
-                "sampling": asdict(clip_plan(run)),
+                "sampling": _asked_for(asdict(clip_plan(run)), "cut_threshold"),
                 "transform": {"resize": "short side, bilinear, antialiased", "crop": "centre"},
                 "dataset": dataset,
                 "packing": packing(run),
@@ -207,6 +210,11 @@ def identity(run: RunConfig, checkpoint_digest: str) -> Identity:
             }
         )
     )
+
+
+def _asked_for(fields: dict[str, Any], *later: str) -> dict[str, Any]:
+    """Without those of the later options that are None: OUTs from before know nothing of them."""
+    return {name: v for name, v in fields.items() if v is not None or name not in later}
 
 
 def redacted(run: RunConfig) -> dict[str, Any]:
@@ -272,6 +280,7 @@ def token_format(run: RunConfig, weights: CheckpointInfo) -> TokenFormat:
         channels=spec.channels,
         has_log_variance=spec.has_log_variance or spec.is_discrete,
         fingerprint=identity(run, weights.digest).fingerprint,
+        columns=stored_columns(run),
     )
 
 
@@ -329,6 +338,7 @@ def worker_spec(
         input_options=dict(run.dataset.storage_options),
         strict_numerics=run.numerics is Numerics.strict,
         canary=encoder.canary,
+        selection=selection_rules(run),
     )
 
 

@@ -29,6 +29,7 @@ from pipeline.inputs import list_folder, list_tars
 from pipeline.planning import Plan, make_plan, tally_of
 from pipeline.progress import ProgressLine, summary
 from pipeline.records import CanaryMode, Retry
+from pipeline.resolve_spans import describe_spans, with_spans
 from pipeline.run_record import check_fingerprint, write_run_record
 from pipeline.schedule import Scheduler
 from pipeline.shards import Shard
@@ -95,6 +96,7 @@ def execute(run: RunConfig) -> int:
     Raises:
         RunError: the run cannot begin or go on.
     """
+    run, spans = with_spans(run)
     weights = read_weights(run)
     storage = Storage(run.output.root, run.output.storage_options)
     if not run.dry_run:
@@ -114,6 +116,8 @@ def execute(run: RunConfig) -> int:
         retry=run.retry,
     )
     print_plan(job, plan)
+    if spans is not None:
+        print(describe_spans(spans), flush=True)
     tally = tally_of(plan)
     tally.began_at_seconds = command_started_at_seconds()
     if run.dry_run:

@@ -23,15 +23,13 @@ import math
 import statistics
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Generic, TypeVar
 
-from pipeline.records import ClipPlan, SamplingMode, TailPolicy
+from pipeline.records import ClipPlan, SamplingMode, TailPolicy, TimeSpan
 
 Raw = TypeVar("Raw")
-Kept = TypeVar("Kept")
 
 TICK_TOLERANCE_SECONDS = Fraction(1, 1000)
 """How much before its timestamp a frame may serve a tick."""
@@ -41,6 +39,10 @@ SOURCE_TOO_SLOW = "source_too_slow"
 """Filter reason: the source's mean rate is below the target rate."""
 TOO_SHORT = "too_short"
 """Filter reason: the video ends before its first clip does."""
+SPAN_TOO_SHORT = "span_too_short"
+"""Filter reason: a span, or each shot in it, ends before its first clip does."""
+SPAN_BEYOND_END = "span_beyond_end"
+"""Filter reason: a span starts where the video has ended."""
 
 
 def exact_rate(fps: float) -> Fraction:
@@ -134,6 +136,40 @@ def expected_clips(duration_seconds: Fraction, rate: Fraction, plan: ClipPlan) -
     return number if bound is None else min(number, bound)
 
 
+def span_ticks(span: TimeSpan, rate: Fraction) -> tuple[int, int | None]:
+    """First tick in a span, and the one behind its last; None: the video's end says it.
+
+    >>> span_ticks(TimeSpan(1.0, 2.5), Fraction(8)), span_ticks(TimeSpan(0.9), Fraction(8))
+    ((8, 20), (8, None))
+    """
+    start = first_tick(Fraction(span.start_seconds), rate)
+    if span.end_seconds is None:
+        return start, None
+    return start, math.floor((Fraction(span.end_seconds) + TICK_TOLERANCE_SECONDS) * rate)
+
+
+def expected_in_spans(
+    duration_seconds: Fraction, rate: Fraction, plan: ClipPlan, spans: Sequence[TimeSpan]
+) -> int:
+    """Most clips of one rate that the spans of a video of this length can give.
+
+    >>> plan = ClipPlan(fps=(8.0,), clip_frames=8, stride_frames=8, max_clips_per_video=None,
+    ...     tail=TailPolicy.drop, buckets=((64, 64),))
+    >>> spans = (TimeSpan(0.0, 2.0), TimeSpan(5.0), TimeSpan(50.0, 60.0))
+    >>> expected_in_spans(Fraction(8), Fraction(8), plan, spans)
+    5
+    """
+    number = 0
+    for span in spans:
+        end = duration_seconds
+        if span.end_seconds is not None:
+            end = min(end, Fraction(span.end_seconds))
+        if end > Fraction(span.start_seconds):
+            number += expected_clips(end - Fraction(span.start_seconds), rate, plan)
+    bound = plan.max_clips_per_video
+    return number if bound is None else min(number, bound)
+
+
 def tail_frames(num_ticks: int, num_whole_clips: int, plan: ClipPlan) -> int | None:
     """Frames that count in the clip to pad at a video's end; None when there is none.
 
@@ -149,154 +185,6 @@ def tail_frames(num_ticks: int, num_whole_clips: int, plan: ClipPlan) -> int | N
     covered = clip_ticks(num_whole_clips - 1, plan).stop if num_whole_clips else 0
     is_due = plan.tail is TailPolicy.pad and num_ticks > max(clip.start, covered)
     return plan.clip_frames if is_due else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PickedClip(Generic[Kept]):
-    """The frames of one clip; a frame that several ticks show stands there several times."""
-
-    fps: float
-    """The target rate."""
-    clip_index: int
-    """Position among the video's clips at this rate, from 0."""
-    num_real_frames: int
-    """Frames that count; those behind are padding (whole mode's last piece)."""
-    start_seconds: float
-    """Time of the clip's first tick."""
-    end_seconds: float
-    """Time of the tick after its last, or the video's end where that is earlier (padded)."""
-    frame_seconds: tuple[float, ...]
-    """Timestamps of the frames, length T."""
-    frames: tuple[Kept, ...]
-    """The frames, length T."""
-
-
-class ClipSampler(Generic[Raw, Kept]):
-    """Makes clips at several target rates out of one pass over a video's frames.
-
-    ``keep`` is called once for each frame that some clip shows, whatever the number of rates and
-    ticks, before the next frame is asked for.
-
-    Args:
-        plan: rates, clip length, stride, bound and tail policy.
-        keep: turns a decoded frame into what a clip holds (scaled RGB pixels).
-        too_slow: rates of the plan that this video cannot serve.
-    """
-
-    def __init__(
-        self, plan: ClipPlan, keep: Callable[[Raw], Kept], *, too_slow: frozenset[float]
-    ) -> None:
-        self._keep = keep
-        self._rates = [_RateSampler[Kept](fps, plan) for fps in plan.fps if fps not in too_slow]
-        self._filtered_slow = len(set(plan.fps) & too_slow)
-        self._all_fps = plan.fps
-        self._pending: tuple[Fraction, Raw] | None = None
-
-    @property
-    def is_done(self) -> bool:
-        """No rate wants another frame."""
-        return all(rate.is_done for rate in self._rates)
-
-    @property
-    def num_clips(self) -> dict[float, int]:
-        """Clips made so far, for every rate of the plan."""
-        made = {rate.fps: rate.num_clips for rate in self._rates}
-        return {fps: made.get(fps, 0) for fps in self._all_fps}
-
-    def add(self, seconds: Fraction, frame: Raw) -> Iterator[PickedClip[Kept]]:
-        """Take the next frame in presentation order; gives the clips completed by its arrival.
-
-        Raises:
-            ValueError: the frame is earlier than the one before it.
-        """
-        previous, self._pending = self._pending, (seconds, frame)
-        if previous is not None:
-            if seconds < previous[0]:
-                raise ValueError(f"frame at {seconds} s comes after one at {previous[0]} s")
-            yield from self._show(*previous, until=seconds)
-
-    def finish(self, end_seconds: Fraction) -> Iterator[PickedClip[Kept]]:
-        """Show the last frame until ``end_seconds``, then apply the tail policy."""
-        if self._pending is not None:
-            (seconds, frame), self._pending = self._pending, None
-            yield from self._show(seconds, frame, until=end_seconds, at_least_one_tick=seconds == 0)
-        for rate in self._rates:
-            yield from rate.finish(end_seconds)
-
-    def filtered(self) -> dict[str, int]:
-        """Reason -> number of rates without a clip; meaningful after ``finish``."""
-        short = sum(rate.num_clips == 0 for rate in self._rates)
-        reasons = {SOURCE_TOO_SLOW: self._filtered_slow, TOO_SHORT: short}
-        return {reason: number for reason, number in reasons.items() if number}
-
-    def _show(
-        self, seconds: Fraction, frame: Raw, *, until: Fraction, at_least_one_tick: bool = False
-    ) -> Iterator[PickedClip[Kept]]:
-        kept: Kept | None = None
-        for rate in self._rates:
-            last = first_tick(until, rate.rate)
-            if at_least_one_tick:
-                last = max(last, 1)
-            while rate.next_tick < last and not rate.is_done:
-                if rate.wants_next_tick and kept is None:
-                    kept = self._keep(frame)
-                yield from rate.show(float(seconds), kept)
-
-
-class _RateSampler(Generic[Kept]):
-    """The grid of one target rate."""
-
-    def __init__(self, fps: float, plan: ClipPlan) -> None:
-        self.fps, self.rate = fps, exact_rate(fps)
-        self.num_clips = 0
-        self.next_tick = 0
-        self._plan = plan
-        # Ticks from the start of the clip being filled; at most T.
-        self._shown: deque[tuple[float, Kept]] = deque(maxlen=plan.clip_frames)
-
-    @property
-    def is_done(self) -> bool:
-        bound = self._plan.max_clips_per_video
-        return bound is not None and self.num_clips >= bound
-
-    @property
-    def wants_next_tick(self) -> bool:
-        """False between two clips, where the stride is longer than a clip."""
-        return self.next_tick >= clip_ticks(self.num_clips, self._plan).start
-
-    def show(self, seconds: float, kept: Kept | None) -> Iterator[PickedClip[Kept]]:
-        if self.wants_next_tick:
-            assert kept is not None
-            self._shown.append((seconds, kept))
-        self.next_tick += 1
-        clip = clip_ticks(self.num_clips, self._plan)
-        if self.next_tick == clip.stop:
-            yield self._clip(clip, len(clip), end=None)
-
-    def finish(self, end_seconds: Fraction) -> Iterator[PickedClip[Kept]]:
-        num_real = tail_frames(self.next_tick, self.num_clips, self._plan)
-        if num_real is None or self.is_done:
-            return
-        clip = clip_ticks(self.num_clips, self._plan)
-        self._shown.extend([self._shown[-1]] * (clip.stop - self.next_tick))
-        yield self._clip(clip, num_real, end=end_seconds)
-
-    def _clip(self, ticks: range, num_real: int, *, end: Fraction | None) -> PickedClip[Kept]:
-        grid_end = Fraction(ticks.start + num_real) / self.rate
-        clip = PickedClip(
-            fps=self.fps,
-            clip_index=self.num_clips,
-            num_real_frames=num_real,
-            start_seconds=float(Fraction(ticks.start) / self.rate),
-            end_seconds=float(grid_end if end is None else min(grid_end, end)),
-            frame_seconds=tuple(seconds for seconds, _ in self._shown)[:num_real],
-            frames=tuple(kept for _, kept in self._shown),
-        )
-        self.num_clips += 1
-        next_start = clip_ticks(self.num_clips, self._plan).start
-        for _ in range(min(next_start - ticks.start, len(self._shown))):
-            self._shown.popleft()
-        return clip
 
 
 class PresentationOrder(Generic[Raw]):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.columns import ARROW_TYPES, Columns
 from pipeline.packing import (
     COMPRESSIONS,
     INDEX_PACKINGS,
@@ -61,6 +62,8 @@ class TokenFormat:
     """Latents: False for a tokenizer that gives no more than a mean."""
     fingerprint: str
     """Fingerprint of the run's configuration."""
+    columns: Columns = ()
+    """The data set's own columns and their types, in the order of the schema, before tokens."""
 
     @property
     def is_discrete(self) -> bool:
@@ -145,6 +148,8 @@ class TokenFormat:
     def to_json(self) -> str:
         """Text for the footer; without what a reader takes for granted, as it always was."""
         record = asdict(self)
+        if not self.columns:
+            del record["columns"]
         if self.has_log_variance:
             del record["has_log_variance"]
         return json.dumps(record, sort_keys=True)
@@ -161,11 +166,15 @@ class TokenFormat:
         if version != FORMAT_VERSION:
             raise ValueError(f"token format version {version!r}; this code reads {FORMAT_VERSION}")
         try:
-            record = cls(**{**fields, "levels": tuple(fields["levels"])})
-        except (KeyError, TypeError) as error:
+            columns = tuple((name, kind) for name, kind in fields.get("columns", ()))
+            levels = tuple(fields["levels"])
+            record = cls(**{**fields, "levels": levels, "columns": columns})
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"broken token format record: {error}") from error
         if record.compression not in COMPRESSIONS:
             raise ValueError(f"compression {record.compression!r}; known are {COMPRESSIONS}")
+        if unknown := {kind for _, kind in columns} - set(ARROW_TYPES):
+            raise ValueError(f"columns of types {unknown}; known are {list(ARROW_TYPES)}")
         return record
 
 
@@ -189,6 +198,8 @@ class TokenRow:
     metadata: str | None
     token_shape: Sequence[int]
     tokens: bytes
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """The data set's own; one that is not there is null."""
 
 
 def clip_id(shard: str, key: str, fps: float, clip_index: int) -> str:
@@ -224,6 +235,7 @@ def arrow_schema(token_bytes: int | None, token_format: TokenFormat) -> pa.Schem
         ("caption", pa.string(), True),
         ("metadata", pa.string(), True),
         ("token_shape", pa.list_(pa.field("item", pa.int32(), nullable=False)), False),
+        *((name, ARROW_TYPES[kind], True) for name, kind in token_format.columns),
         ("tokens", pa.binary(token_bytes) if token_bytes else pa.large_binary(), False),
     ]
     return pa.schema(
@@ -247,7 +259,10 @@ def rows_to_table(rows: Sequence[TokenRow], token_format: TokenFormat) -> pa.Tab
     """Arrow table of rows in the order given; ``fixed_size_binary`` where all have one size."""
     sizes = {len(row.tokens) for row in rows}
     schema = arrow_schema(sizes.pop() if len(sizes) == 1 else None, token_format)
-    columns = [
-        pa.array([getattr(row, field.name) for row in rows], type=field.type) for field in schema
-    ]
+    own = {name for name, _ in token_format.columns}
+
+    def value(row: TokenRow, name: str) -> Any:
+        return row.columns.get(name) if name in own else getattr(row, name)
+
+    columns = [pa.array([value(row, one.name) for row in rows], type=one.type) for one in schema]
     return pa.Table.from_arrays(columns, schema=schema)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from pipeline.columns import SPAN_INDEX
 from pipeline.errors import VideoError
 from pipeline.reader import Sample, Source
 from pipeline.receipts import new_attempt
-from pipeline.records import DecodeSummary, Retry
+from pipeline.records import DecodeSummary, Retry, TimeSpan
 from pipeline.schema import TokenFormat, TokenRow, clip_id
 from pipeline.shards import Shard
+
+if TYPE_CHECKING:
+    from pipeline.span_table import SpanRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +90,8 @@ class EncodedClip:
     """Height and width of the clip, ``256x256``."""
     tokens: npt.NDArray[Any]
     """int32 ``[t, h, w]``; latents: float32 ``[2c, t, h, w]``, mean, then log-variance."""
+    span_index: int | None = None
+    """Which of the video's spans it lies in."""
 
 
 @dataclass(slots=True)
@@ -107,7 +114,7 @@ class OpenVideo:
     @property
     def is_done(self) -> bool:
         """Whether nothing more will come."""
-        if self.failure is not None:
+        if self.failure is not None or self.sample.skipped is not None:
             return True
         return self.summary is not None and len(self.clips) == sum(self.summary.num_clips.values())
 
@@ -135,10 +142,43 @@ class OpenVideo:
                 source_height=source.height,
                 source_fps=source.fps,
                 bucket=clip.bucket,
-                caption=sample.caption,
+                caption=self._caption(clip),
                 metadata=sample.metadata,
                 token_shape=token_format.token_shape(clip.tokens.shape),
                 tokens=token_format.pack(clip.tokens),
+                columns=self._columns(clip),
             )
             for _, clip in sorted(self.clips.items())
         ]
+
+    @property
+    def filtered(self) -> Mapping[str, int]:
+        """Reason -> rates or spans without a clip; 1 for a video that was skipped."""
+        if self.sample.skipped is not None:
+            return {self.sample.skipped: 1}
+        return {} if self.summary is None else self.summary.filtered
+
+    @property
+    def time_spans(self) -> tuple[TimeSpan, ...] | None:
+        """What a decoder needs to know of the spans."""
+        spans = self.sample.spans
+        if spans is None:
+            return None
+        return tuple(TimeSpan(span.start_seconds, span.end_seconds) for span in spans)
+
+    def _span(self, clip: EncodedClip) -> SpanRow | None:
+        spans = self.sample.spans
+        return None if spans is None or clip.span_index is None else spans[clip.span_index]
+
+    def _caption(self, clip: EncodedClip) -> str | None:
+        """The span's, or the video's where it has none."""
+        span = self._span(clip)
+        return self.sample.caption if span is None or span.caption is None else span.caption
+
+    def _columns(self, clip: EncodedClip) -> dict[str, Any]:
+        """The span's, or the video's where it has none."""
+        span, values = self._span(clip), dict(self.sample.columns)
+        if span is not None:
+            values |= {name: value for name, value in span.columns.items() if value is not None}
+            values[SPAN_INDEX] = clip.span_index
+        return values

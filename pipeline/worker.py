@@ -23,6 +23,7 @@ from pipeline.ranges import RangeBuffers
 from pipeline.reader import Source, source_of
 from pipeline.receipts import Receipt
 from pipeline.segments import OpenVideo, ShardTask
+from pipeline.selection import Selection
 from pipeline.storage import Storage
 from pipeline.worker_spec import WorkerSpec
 
@@ -43,6 +44,7 @@ class Worker:
         check_numerics(self.storage, self._encoder.numerics, strict=spec.strict_numerics)
         self._canary = Canary(self._encoder, spec.encoder, mode=spec.canary)
         self._canary.start(self.storage)
+        self._selection = Selection(spec.selection)
         self._temporary = tempfile.TemporaryDirectory(prefix="vidtok-")
         self._scratch = self.storage.scratch(Path(self._temporary.name))
         self._buffers = RangeBuffers(spec.read_ahead_bytes // 2, spec.range_bytes)
@@ -108,6 +110,7 @@ class Worker:
             rules=self._spec.read_rules,
             buffers=self._buffers,
             options=self._spec.input_options,
+            selection=self._selection,
             wants=writer.wants,
             end_offset=end_offset,
             open_attempt=self._open[writer.task.attempt],
@@ -144,6 +147,7 @@ class Worker:
     def close(self) -> None:
         """Stop the threads and the children; open ``run_shard`` calls raise."""
         self._flow.close()
+        self._selection.close()
         self._temporary.cleanup()
         if self.storage.is_local and self._scratch.exists() and not any(self._scratch.iterdir()):
             self._scratch.rmdir()
@@ -158,8 +162,8 @@ class Worker:
             counters.clips += video.num_clips
             counters.quarantined += video.failure is not None
             counters.covered += sample.end_offset - sample.start_offset
+            counters.filtered += sum(video.filtered.values())
             if summary is not None:
-                counters.filtered += sum(summary.filtered.values())
                 counters.source_seconds += summary.source.duration_seconds
                 counters.decode_cpu_seconds += summary.decode_seconds
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.encode import EncoderSpec
 from pipeline.reader import ReadRules
 from pipeline.records import CanaryMode, ClipPlan, VideoLimits
 from pipeline.segments import CommitRules
+from pipeline.selection import SelectionRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,3 +35,5 @@ class WorkerSpec:
     """Children at most, when their number follows the measured waiting; None: it is fixed."""
     canary: CanaryMode = CanaryMode.commit
     """When the encoder's arithmetic is checked."""
+    selection: SelectionRules = field(default_factory=SelectionRules)
+    """Which spans of which videos, and which columns of them."""

@@ -137,7 +137,8 @@ def _row_groups(
     """First row, and the one behind the last, of each row group."""
     start, held = 0, 0
     for at, row in enumerate(rows):
-        size = len(row.tokens) + len(row.caption or "") + len(row.metadata or "")
+        texts = (row.caption, row.metadata, *row.columns.values())
+        size = len(row.tokens) + sum(len(text) for text in texts if isinstance(text, str))
         if at > start and (at - start >= most_rows or held + size > most_bytes):
             yield start, at
             start, held = at, 0

@@ -25,7 +25,8 @@ NEEDED = {
     "webvid": ["dataset.shards=/d/{0..3}.tar"],
     "tars": ["dataset.shards=s3://bucket/*.tar"],
     "folder": ["dataset.path=/d"],
-    "openvid": ["dataset.path=/d"],
+    "openvid": ["dataset.path=/d", "dataset.spans=/d/openvid.csv"],
+    "panda70m": ["dataset.path=/d", "dataset.spans=/d/spans.csv"],
 }
 """What a data set cannot do without."""
 

@@ -11,7 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.loading.join import KEY, SideTable
+from pipeline.columns import BATCH_NAMES, Columns
+from pipeline.loading.captions import CaptionChoice
+from pipeline.loading.join import JOINED, KEY, SideTable
 from pipeline.loading.order import Numbers
 from pipeline.loading.packs import lay_out, lay_tokens
 from pipeline.loading.passes import Work
@@ -19,27 +21,26 @@ from pipeline.loading.rows import Loaded
 from pipeline.loading.tokens import TokenMaker
 from pipeline.schema import TokenRow
 
-COLUMNS = tuple(one.name for one in fields(TokenRow) if one.name not in ("tokens", "token_shape"))
-"""What may be asked for besides tokens."""
-
-TAKEN = (
-    *COLUMNS,
-    *"tokens log_variance epoch samples source is_padding replaced".split(),
-    *"positions valid cu_seqlens padding_sequences max_seqlen".split(),
+COLUMNS = tuple(
+    one.name for one in fields(TokenRow) if one.name not in ("tokens", "token_shape", "columns")
 )
+"""What may be asked for besides tokens, and besides the data set's own columns."""
+
+TAKEN = (*COLUMNS, *sorted(BATCH_NAMES - {JOINED}))
 """Names that a joined column must not have: a batch has them already, or may have."""
 
 
-def checked_columns(columns: Sequence[str] | None) -> tuple[str, ...]:
-    """The columns that are wanted; None: all.
+def checked_columns(columns: Sequence[str] | None, own: Columns = ()) -> tuple[str, ...]:
+    """The columns that are wanted, of all data sets or this one's own; None: all.
 
     Raises:
         ValueError: there is no such column.
     """
-    wanted = COLUMNS if columns is None else tuple(columns)
-    unknown = [name for name in wanted if name not in COLUMNS]
+    known = (*COLUMNS, *(name for name, _ in own))
+    wanted = known if columns is None else tuple(columns)
+    unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise ValueError(f"columns has {', '.join(unknown)}; there are {', '.join(COLUMNS)}")
+        raise ValueError(f"columns has {', '.join(unknown)}; there are {', '.join(known)}")
     return wanted
 
 
@@ -68,12 +69,15 @@ class BatchMaker:
     """Whether batches have ``replaced``."""
     pack_length: int | None = None
     """Tokens of a pack, where there are packs."""
+    captions: CaptionChoice | None = None
+    """Which of a row's captions is its ``caption``; None: the stored one."""
 
     @property
     def stored_columns(self) -> list[str]:
         """What must be read of a part."""
         joined = {KEY} if self.join is not None else set()
-        return ["tokens", *sorted({*self.columns, *joined})]
+        captions = self.captions.weights if self.captions is not None else ()
+        return ["tokens", *sorted({*self.columns, *joined, *captions})]
 
     def __call__(
         self,
@@ -97,7 +101,7 @@ class BatchMaker:
             As `TokenDataset` says.
         """
         batch: dict[str, Any] = dict(self._tokens(picks, shape, samples, epoch))
-        return self._completed(batch, picks, is_padding)
+        return self._completed(batch, picks, is_padding, samples, epoch)
 
     def packed(
         self,
@@ -142,7 +146,7 @@ class BatchMaker:
             "padding_sequences": torch.from_numpy(layout.is_padding),
             "max_seqlen": layout.max_seqlen,
         }
-        return self._completed(batch, picks, work.is_padding)
+        return self._completed(batch, picks, work.is_padding, work.samples, epoch)
 
     def _tokens(
         self,
@@ -168,10 +172,15 @@ class BatchMaker:
         batch: dict[str, Any],
         picks: Sequence[tuple[Loaded, int]],
         is_padding: npt.NDArray[np.bool_],
+        samples: Numbers,
+        epoch: int,
     ) -> dict[str, Any]:
         """With all that is no token, on the device."""
         for name in self.columns:
             batch[name] = self._column(name, picks)
+        if self.captions is not None:
+            texts = {name: self._column(name, picks) for name in self.captions.weights}
+            batch |= self.captions(texts, samples, epoch=epoch)
         if self.join is not None:
             batch |= self.join.values([one.values[KEY][row] for one, row in picks])
         if self.marks_padding:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -123,3 +125,35 @@ class Fetch:
             while len(self._footers) > MAX_FOOTERS:
                 del self._footers[next(iter(self._footers))]
         return footer
+
+
+class FetchOfProcess:
+    """Makes the ``Fetch`` of whatever process asks: connections do not survive a fork."""
+
+    def __init__(
+        self, root: str, options: Mapping[str, Any] | None, cache: tuple[str, int] | None
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            root: OUT.
+            options: fsspec options.
+            cache: folder and bytes of a ``RangeCache``.
+        """
+        self._root, self._options, self._cache = root, options, cache
+        self._opened: tuple[int, Fetch] | None = None
+
+    def __call__(self) -> Fetch:
+        """The one of this process."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            storage = Storage(self._root, self._options)
+            cache = None if self._cache is None else RangeCache(*self._cache)
+            self._opened = os.getpid(), Fetch(storage, cache)
+        return self._opened[1]
+
+    def forget(self) -> None:
+        """Begin anew with the next call."""
+        self._opened = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None}

@@ -101,13 +101,16 @@ def _blobs(column: pa.ChunkedArray) -> Any:
 
 
 def _values(table: pa.Table) -> dict[str, Any]:
-    """Columns besides tokens: integers as int64, floats as float64, all else as lists."""
+    """Columns besides tokens: integers as int64, floats as float64 (null: NaN), all else as lists.
+
+    Integers that may be null are lists, too: of a batch no column changes its type.
+    """
     found: dict[str, Any] = {}
     for name in table.column_names:
         column = table.column(name)
         if name == "tokens":
             continue
-        if pa.types.is_integer(column.type):
+        if pa.types.is_integer(column.type) and not table.schema.field(name).nullable:
             found[name] = column.to_numpy().astype(np.int64)
         elif pa.types.is_floating(column.type):
             found[name] = column.to_numpy().astype(np.float64)

@@ -31,7 +31,7 @@ def descriptor(name):
     return int(next(word for word in sys.argv if word.startswith(f"--{name}=")).split("=")[1])
 
 
-def decode(data, plan, limits, on_progress, new_frames):
+def decode(data, plan, limits, on_progress, new_frames, spans):
     """``clips=N`` clips with their number in every pixel, then the trouble that is asked for."""
     command = data.decode()
     num_clips = int(re.search(r"clips=(\d+)|$", command).group(1) or 0)

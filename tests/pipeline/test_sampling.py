@@ -6,9 +6,9 @@ from fractions import Fraction
 import pytest
 
 import pipeline.sampling
+from pipeline.clip_sampler import ClipSampler
 from pipeline.records import TailPolicy
 from pipeline.sampling import (
-    ClipSampler,
     PresentationOrder,
     exact_rate,
     is_too_slow,
