@@ -118,7 +118,8 @@ def probe_batch(spec: EncoderSpec) -> ProbeResult:
         shape = (size, spec.clip_frames, height, width, 3)
         try:
             frames = torch.zeros(shape, dtype=torch.uint8, device="cuda")
-            seconds = _best_of(lambda: tokenizer.encode(frames), torch.cuda.synchronize)
+            with torch.inference_mode():  # as a worker does
+                seconds = _best_of(lambda: tokenizer.encode(frames), torch.cuda.synchronize)
         except torch.cuda.OutOfMemoryError:
             return Measured(batch_clips=size, clips_per_second=None, memory_fraction=1.0)
         return Measured(
