@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.tokenised_clips import find_clip, model_of
+from jobs.tokenised_clips import TokenisedClip, find_clip, model_of, plugin_frames
 from jobs.video_files import Picture, VideoReader, VideoWriter
 from pipeline.errors import PipelineError
 from tokenizer import TokenizerError, VideoTokenizer, load_tokenizer
@@ -177,6 +177,8 @@ def _pictures(x_hat: Tensor) -> Picture:
 
 def _decode_clip(options: argparse.Namespace) -> int:
     clip = find_clip(options.source, options.clip_id)
+    if clip.plugin is not None:
+        return _write_plugin_clip(clip, options)
     model = model_of(clip, options.checkpoint, options.device, options.precision)
     factor, tokens = model.config.time_downsample_factor, clip.tokens[None]
     num_latents = tokens.shape[-3]
@@ -204,6 +206,20 @@ def _decode_clip(options: argparse.Namespace) -> int:
     writer.close()
     unfinished.replace(options.input)
     print(f"{options.input}: {num_written} frames of {width}x{height}, {clip.tokenizer}")
+    return 0
+
+
+def _write_plugin_clip(clip: TokenisedClip, options: argparse.Namespace) -> int:
+    pictures = plugin_frames(clip, options.checkpoint, options.device, options.precision).numpy()
+    _, height, width, _ = pictures.shape
+    rate = Fraction(clip.fps).limit_denominator(1001)
+    unfinished = options.input.with_name(f"unfinished-{options.input.name}")
+    writer = VideoWriter(unfinished, height=height, width=width, rate=rate)
+    for number, picture in enumerate(pictures):
+        writer.write(picture, number)
+    writer.close()
+    unfinished.replace(options.input)
+    print(f"{options.input}: {len(pictures)} frames of {width}x{height}, {clip.tokenizer}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,13 @@ from pipeline.ledger import Ledger
 from pipeline.parts import open_part, read_row_group
 from pipeline.run_record import read_run_record
 from pipeline.storage import Storage
-from tokenizer import VideoTokenizer, load_tokenizer
+from tokenizer import (
+    CheckpointInfo,
+    PluginConfig,
+    VideoTokenizer,
+    load_tokenizer,
+    open_tokenizer,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +40,9 @@ class TokenisedClip:
     digest: str
     """Of the weights."""
     fields: dict[str, Any]
-    """Of the tokenizer's configuration, as the run used it."""
+    """Of the tokenizer's configuration, as the run used it; of a plugin its options."""
+    plugin: str | None
+    """``tokenizer.plugin``."""
     checkpoint: str | None
     """As the run was given it."""
     seed: int
@@ -67,24 +76,66 @@ def find_clip(root: str, clip_id: str) -> TokenisedClip:
             blob = part.token_format.expand(np.frombuffer(values["tokens"], np.uint8), shape)
             tokens = part.token_format.unpack_row(blob, shape)
             if not part.token_format.is_discrete:
-                tokens = np.split(tokens, 2)[0]
+                tokens = tokens[: part.token_format.channels]
             settings = record["config"]["tokenizer"]
+            plugin = settings.get("plugin")
             return TokenisedClip(
                 tokens=torch.from_numpy(np.array(tokens)),
                 num_frames=len(values["frame_seconds"]),
                 fps=values["fps"],
                 tokenizer=part.token_format.tokenizer,
                 digest=part.token_format.checkpoint_digest,
-                fields={
-                    name: value
-                    for name, value in record["fingerprint_of"]["tokenizer"].items()
-                    if name not in ("name", "published")
-                },
+                fields=_fields(record["fingerprint_of"]["tokenizer"], plugin),
+                plugin=plugin,
                 checkpoint=settings["checkpoint"],
                 seed=settings["seed"],
             )
     hint = f", such as {example}" if example else ""
     raise RunError(f"{storage} has no clip {clip_id!r}; ids are those in the column clip_id{hint}")
+
+
+def _fields(recorded: Mapping[str, Any], plugin: str | None) -> dict[str, Any]:
+    if plugin is not None:
+        return dict(recorded["options"])
+    return {name: value for name, value in recorded.items() if name not in ("name", "published")}
+
+
+def plugin_frames(
+    clip: TokenisedClip, checkpoint: str | None, device: str, precision: str
+) -> Tensor:
+    """Frames of a clip whose tokenizer is a plugin: uint8 ``[T, H, W, 3]``.
+
+    Args:
+        clip: one clip.
+        checkpoint: None: the one that the run was given.
+        device: where it shall run.
+        precision: of decoding.
+
+    Raises:
+        RunError: these are other weights, or it has no ``decode``.
+        TokenizerError: the plugin cannot be had.
+    """
+    assert clip.plugin is not None
+    config = PluginConfig(name=clip.tokenizer, plugin=clip.plugin, options=clip.fields)
+    source = checkpoint or clip.checkpoint
+    tokenizer = open_tokenizer(config, source, seed=clip.seed, precision=precision)
+    decode = getattr(tokenizer, "decode", None)
+    if decode is None:
+        raise RunError(
+            f"tokenizer {clip.tokenizer!r} ({clip.plugin}) has no method decode: its tokens cannot "
+            "be shown"
+        )
+    tokenizer.load(device)
+    _check_digest(clip, tokenizer.weights())
+    frames: Tensor = decode(clip.tokens[None].to(device))[0].cpu()
+    wanted = (clip.num_frames, *(n * s for n, s in zip(clip.tokens.shape[-2:],
+              tokenizer.spec.stride[1:], strict=True)), 3)  # fmt: skip
+    if frames.dtype != torch.uint8 or frames.shape[0] < wanted[0] or frames.shape[1:] != wanted[1:]:
+        raise RunError(
+            f"tokenizer {clip.tokenizer!r}: decode gave {frames.dtype} {list(frames.shape)}, "
+            f"torch.uint8 {list(wanted)} is wanted of each clip"
+        )
+    return frames[: clip.num_frames]
 
 
 def model_of(
@@ -111,9 +162,13 @@ def model_of(
         **clip.fields,
     )
     assert model.checkpoint is not None
-    if model.checkpoint.digest != clip.digest:
+    _check_digest(clip, model.checkpoint)
+    return model
+
+
+def _check_digest(clip: TokenisedClip, found: CheckpointInfo) -> None:
+    if found.digest != clip.digest:
         raise RunError(
             f"the tokens were made with weights {clip.digest[:12]}, checkpoint "
-            f"{model.checkpoint.source} holds {model.checkpoint.digest[:12]}; give --checkpoint"
+            f"{found.source} holds {found.digest[:12]}; give --checkpoint"
         )
-    return model

@@ -107,16 +107,8 @@ def probe_batch(spec: EncoderSpec) -> ProbeResult:
     """
     import torch
 
-    from tokenizer import load_tokenizer
-
-    model = load_tokenizer(
-        spec.tokenizer,
-        checkpoint=spec.checkpoint,
-        device="cuda",
-        precision=spec.precision,
-        seed=spec.seed,
-        decoder=False,
-    )
+    tokenizer = spec.open()
+    tokenizer.load("cuda")
     height, width = max(spec.buckets, key=lambda bucket: bucket[0] * bucket[1])
     total_bytes = torch.cuda.get_device_properties().total_memory
 
@@ -126,7 +118,8 @@ def probe_batch(spec: EncoderSpec) -> ProbeResult:
         shape = (size, spec.clip_frames, height, width, 3)
         try:
             frames = torch.zeros(shape, dtype=torch.uint8, device="cuda")
-            seconds = _best_of(lambda: model.encode_uint8(frames), torch.cuda.synchronize)
+            with torch.inference_mode():  # as a worker does
+                seconds = _best_of(lambda: tokenizer.encode(frames), torch.cuda.synchronize)
         except torch.cuda.OutOfMemoryError:
             return Measured(batch_clips=size, clips_per_second=None, memory_fraction=1.0)
         return Measured(

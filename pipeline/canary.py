@@ -25,10 +25,11 @@ from pipeline.errors import RunError, WorkerExpelled
 from pipeline.fingerprint import digest_of
 from pipeline.records import CanaryMode
 from pipeline.storage import Storage
+from tokenizer import TokenizerConfig
 
 REFERENCE = "canary.json"
 SIDE = 64
-"""Pixels of the canary where its size is free: any tokenizer takes it, any machine is quick."""
+"""Least pixels of the canary's sides where its size is free: any machine is quick with them."""
 INDEX_BOUNDS = {"fp32": 0.05, "tf32": 0.15, "bf16": 0.35}
 """Precision -> largest share of FSQ indices that may differ from the reference.
 Measured with random weights: fp32 0, tf32 (emulated) 0.01, bf16 0.13 at most; of a device that
@@ -56,12 +57,12 @@ class Canary:
         if self._mode is CanaryMode.off:
             return
         spec = self._spec
-        self._frames = canary_frames(1, spec.clip_frames, SIDE, SIDE)
+        self._frames = _small_canary(spec)
         self._first = self._encode()
         check_reference(storage, spec, self._first[0], self._reference)
         if spec.device != "cpu":
             # The shape of the run itself: then the kernels are those that make the tokens.
-            self._frames = canary_frames(spec.batch_clips, spec.clip_frames, *spec.buckets[0])
+            self._frames = canary_frames(spec.batch_clips, _canary_length(spec), *spec.buckets[0])
             self._first = self._encode()
 
     def _encode(self) -> Tokens:
@@ -114,9 +115,36 @@ def disagreement(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
 
 
 def reference_tokens(spec: EncoderSpec) -> npt.NDArray[Any]:
-    """Tokens of one canary clip in fp32, on the CPU of this machine; loads the model for it."""
+    """Tokens of one canary clip in fp32, on the CPU of this machine; loads the model for it.
+
+    Raises:
+        RunError: the tokenizer does not give what its specification says, or not twice the same.
+    """
     plain = replace(spec, device="cpu", precision="fp32", batch_clips=1, compiled=False)
-    return ClipEncoder(plain).encode(canary_frames(1, spec.clip_frames, SIDE, SIDE), 1)[0]
+    encoder, frames = ClipEncoder(plain), _small_canary(spec)
+    first, again = (encoder.encode(frames, 1)[0] for _ in range(2))
+    if not np.array_equal(first, again):
+        raise RunError(
+            f"tokenizer {spec.token_format.tokenizer!r} is not deterministic: encoding the canary "
+            f"clip twice gave tokens that differ by {disagreement(first, again):.2%}; encode must "
+            "draw no random numbers (of a Gaussian, give mean and log-variance)"
+        )
+    return first
+
+
+def _small_canary(spec: EncoderSpec) -> npt.NDArray[np.uint8]:
+    """One clip of a size that the tokenizer takes."""
+    _, *strides = spec.open().spec.stride
+    height, width = (-(-SIDE // stride) * stride for stride in strides)
+    return canary_frames(1, _canary_length(spec), height, width)
+
+
+def _canary_length(spec: EncoderSpec) -> int:
+    """T; the pieces of whole videos are no clips, of which a plugin has a rule."""
+    if isinstance(spec.tokenizer, TokenizerConfig):
+        return spec.clip_frames
+    rule = spec.open().spec
+    return rule.num_frames(rule.token_shape(spec.clip_frames, *rule.stride[1:])[-3])
 
 
 def make_reference(storage: Storage, spec: EncoderSpec) -> None:

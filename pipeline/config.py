@@ -8,7 +8,7 @@ composer sees them. Not frozen, because OmegaConf cannot fill frozen ones: treat
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from pipeline.records import CanaryMode, Retry, SamplingMode, TailPolicy
@@ -117,6 +117,8 @@ class DatasetConfig:
     """Further captions by name: columns of type string, from which a loader chooses."""
     storage_options: dict[str, Any] = field(default_factory=dict)
     """fsspec options for reading; prefer the environment for credentials."""
+    license: str | None = None
+    """For OUT/README.md: an identifier such as cc-by-4.0, or a name; it decides nothing here."""
 
     def __post_init__(self) -> None:
         """Check what one field alone can tell."""
@@ -135,6 +137,27 @@ class TokenizerSection(TokenizerConfig):
     """Seed of the weights of ``checkpoint=random``."""
     precision: Precision = Precision.fp32
     """fp32, tf32 (GPUs), or bf16: convolutions and attention in bfloat16, the rest in float32."""
+    plugin: str | None = None
+    """A tokenizer of your own: ``package.module:factory``, or the name of an entry point."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What its factory is given; all of it counts for the fingerprint."""
+
+    def __post_init__(self) -> None:
+        """Check the family's fields, or that a plugin is not given any of them."""
+        if self.plugin is None:
+            if self.options:
+                raise ValueError("tokenizer.options is for tokenizer.plugin")
+            TokenizerConfig.__post_init__(self)
+            return
+        for item in fields(TokenizerConfig):
+            default = None if item.default is MISSING else item.default
+            if item.default_factory is not MISSING:
+                default = item.default_factory()
+            if item.name not in ("name", "quantizer") and getattr(self, item.name) != default:
+                raise ValueError(
+                    f"tokenizer.{item.name} is for tokenizers of the family; plugin {self.plugin} "
+                    f"takes +tokenizer.options.KEY=VALUE"
+                )
 
 
 @dataclass(kw_only=True, slots=True)

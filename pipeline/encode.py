@@ -20,13 +20,12 @@ import numpy.typing as npt
 from pipeline.errors import RunError
 from pipeline.fingerprint import cpu_model
 from pipeline.schema import TokenFormat
-from tokenizer import TokenizerConfig
+from tokenizer import AnyConfig, Tokenizer, TokenizerError, check_tokens, open_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.cuda_graph import GraphedEncoder
-    from tokenizer import Encoded
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +37,6 @@ Frames = npt.NDArray[np.uint8]
 Tokens = npt.NDArray[Any]
 """int32 ``[t, h, w]``, or float32 ``[2c, t, h, w]`` (mean, log-variance); of a batch, with B."""
 
-
-logger = logging.getLogger(__name__)
-
-ARITHMETIC = 2
-"""Raised when a change of the network's code changes how it rounds: part of the environment."""
-
 _MALLOC_OPTIONS = {-1: 1 << 30, -3: 32 << 20}
 """glibc's M_TRIM_THRESHOLD, and M_MMAP_THRESHOLD at its largest value."""
 
@@ -52,8 +45,8 @@ _MALLOC_OPTIONS = {-1: 1 << 30, -3: 32 << 20}
 class EncoderSpec:
     """Everything that decides the tokens of a batch; picklable, sent to every worker."""
 
-    tokenizer: TokenizerConfig
-    """The model's configuration."""
+    tokenizer: AnyConfig
+    """Which tokenizer: one of the family, or a plugin."""
     checkpoint: str | None
     """Path of its weights, ``random``, or None for the tokenizer's own."""
     seed: int
@@ -75,6 +68,12 @@ class EncoderSpec:
     compiled: bool = False
     """Whether torch.compile writes the kernels of whole clips."""
 
+    def open(self) -> Tokenizer:
+        """The tokenizer, not loaded yet."""
+        return open_tokenizer(
+            self.tokenizer, self.checkpoint, seed=self.seed, precision=self.precision
+        )
+
 
 class Encoder(Protocol):
     """What a worker needs of an encoder."""
@@ -90,9 +89,9 @@ class Encoder(Protocol):
 
 
 class ClipEncoder:
-    """A VidTok encoder on one device.
+    """A tokenizer on one device, whichever it is: see ``tokenizer.Tokenizer``.
 
-    On a GPU ``encode`` may be called from ``num_callers`` threads at once: while one waits for its
+    ``encode`` may be called from ``num_callers`` threads at once: on a GPU, while one waits for its
     tokens the next one sends its batch over.
     """
 
@@ -101,36 +100,31 @@ class ClipEncoder:
 
         Raises:
             TokenizerError: the checkpoint does not fit.
-            RunError: its weights are not those that the run was planned with.
+            RunError: its weights are not those that the run was planned with, or memory is short.
         """
         began = time.perf_counter()
         if spec.compiled:
             share_compiled_code()
         import torch
 
-        from tokenizer import load_tokenizer  # torch with it: not for a command's --help
-
         torch.set_num_threads(spec.threads)
         if spec.device == "cpu":
             keep_freed_memory()
         self._spec, self._torch = spec, torch
-        self._model = load_tokenizer(
-            spec.tokenizer,
-            checkpoint=spec.checkpoint,
-            device=spec.device,
-            precision=spec.precision,
-            seed=spec.seed,
-            decoder=False,
-        )
-        assert self._model.checkpoint is not None
-        found = self._model.checkpoint.digest
+        self._tokenizer = spec.open()
+        with self._out_of_memory():
+            self._tokenizer.load(spec.device)
+        found = self._tokenizer.weights().digest
         if found != spec.token_format.checkpoint_digest:
             raise RunError(
                 f"the checkpoint on this machine has digest {found[:12]}, the run was planned with "
                 f"{spec.token_format.checkpoint_digest[:12]}: {spec.checkpoint}"
             )
         self.numerics = self._describe()
-        self.num_callers = 1 if spec.device == "cpu" else 2
+        self._is_recorded = spec.device != "cpu" and getattr(
+            self._tokenizer, "is_recordable", False
+        )
+        self.num_callers = 2 if self._is_recorded else 1
         self._busy_seconds = 0.0
         self._graphs: dict[tuple[int, ...], GraphedEncoder] = {}
         self._recording = threading.Lock()
@@ -143,29 +137,28 @@ class ClipEncoder:
         )
 
     def _compile(self) -> None:
-        """Have torch write the encoder's kernels; a small clip first packs the weights.
+        """Have kernels written for whole clips, by a tokenizer that knows how.
 
         Where that fails (no C compiler, a GPU that torch's compiler does not know) the encoder
         runs as it is: its tokens are the same within rounding, which ``numerics`` then tells.
         """
         torch, spec = self._torch, self._spec
-        factor = spec.tokenizer.stride[1]
-        small = (1, spec.tokenizer.time_downsample_factor, factor, factor, 3)
+        compile_for = getattr(self._tokenizer, "compile", None)
+        if compile_for is None:
+            self.numerics["compiled"] = False
+            return
         # one compilation per bucket; torch gives up behind 8 of them
         torch._dynamo.config.recompile_limit = max(8, len(spec.buckets) + 1)
         with torch.inference_mode(), self._out_of_memory():
-            self._model.encode_uint8(torch.zeros(small, dtype=torch.uint8))
-            self._model.encoder.compile(dynamic=False, fullgraph=True)
             first = (spec.batch_clips, spec.clip_frames, *spec.buckets[0], 3)
             try:
-                self._model.encode_uint8(torch.zeros(first, dtype=torch.uint8))
+                compile_for(torch.zeros(first, dtype=torch.uint8))
             except torch.cuda.OutOfMemoryError:
                 raise
             except Exception:
                 logger.exception(
                     "kernels cannot be compiled here; encoding goes on without, slower"
                 )
-                self._model.encoder._compiled_call_impl = None
                 self.numerics["compiled"] = False
 
     def _describe(self) -> dict[str, Any]:
@@ -201,16 +194,17 @@ class ClipEncoder:
             int32 ``[t, h, w]`` or float32 ``[2c, t, h, w]`` (mean, log-variance) for each.
 
         Raises:
-            RunError: the encoder gave NaN or infinity; the batch does not fit into GPU memory.
+            RunError: the encoder gave NaN or infinity, or not what its spec says; the batch does
+                not fit into GPU memory.
         """
         with self._torch.inference_mode(), self._out_of_memory():
             return self._checked(self._encode_batch(frames)[:num_clips])
 
     def _encode_batch(self, frames: Frames) -> Tokens:
-        if self._spec.device == "cpu":
-            tokens: Tokens = self._timed(self._encode_here, frames)
-            return tokens
-        return self._graph(frames.shape)(frames)
+        if self._is_recorded:
+            return self._graph(frames.shape)(frames)
+        tokens: Tokens = self._timed(self._encode_here, frames)
+        return tokens
 
     def _graph(self, shape: tuple[int, ...]) -> GraphedEncoder:
         with self._recording:
@@ -225,11 +219,22 @@ class ClipEncoder:
             return self._graphs[shape]
 
     def _encode_here(self, frames: Frames) -> Tokens:
-        tokens: Tokens = self._to_tokens(self._torch.from_numpy(frames)).numpy()
+        tokens: Tokens = self._to_tokens(self._on_device(frames)).cpu().numpy()
         return tokens
 
+    def _on_device(self, frames: Frames) -> Tensor:
+        return self._torch.from_numpy(frames).to(self._spec.device)
+
     def _to_tokens(self, frames: Tensor) -> Tensor:
-        return self._stored(self._model.encode_uint8(frames))
+        return self._kept_promise(self._tokenizer.encode(frames), frames.shape)
+
+    def _kept_promise(self, tokens: Tensor, frames_shape: Sequence[int]) -> Tensor:
+        """The tokens, if they are what the tokenizer's specification says."""
+        try:
+            check_tokens(self._tokenizer.spec, tokens, frames_shape)
+        except TokenizerError as error:
+            raise RunError(str(error)) from error
+        return tokens
 
     def encode_pieces(self, frames: Frames, states: Sequence[Any]) -> list[tuple[Tokens, Any]]:
         """Tokens of the next piece of each stream, and its state behind the piece.
@@ -241,34 +246,30 @@ class ClipEncoder:
         Raises:
             RunError: the encoder gave NaN or infinity; the batch does not fit into GPU memory.
         """
-        num_streams, before = len(states), None
-        if states[0] is not None:
-            padding = [states[0]] * (frames.shape[0] - num_streams)
-            before = type(states[0]).cat([*states, *padding])
+        padded = [*states, *[states[0]] * (frames.shape[0] - len(states))]
         with self._torch.inference_mode(), self._out_of_memory():
-            tokens, after = self._timed(self._encode_chunk, frames, before)
-        return list(zip(self._checked(tokens[:num_streams]), after[:num_streams], strict=True))
+            tokens, after = self._timed(self._encode_chunk, frames, padded)
+        return list(zip(self._checked(tokens[: len(states)]), after[: len(states)], strict=True))
 
-    def _encode_chunk(self, frames: Frames, before: Any) -> tuple[Tokens, list[Any]]:
+    def _encode_chunk(self, frames: Frames, states: Sequence[Any]) -> tuple[Tokens, list[Any]]:
         # what is compiled is compiled for whole clips
         eager = (
             self._torch.compiler.set_stance("force_eager") if self._spec.compiled else nullcontext()
         )
+        encode_chunk: Any = self._tokenizer.encode_chunk  # type: ignore[attr-defined]  # can_stream
         with eager:
-            encoded, after = self._model.encode_chunk_uint8(self._torch.from_numpy(frames), before)
-        return self._stored(encoded).cpu().numpy(), after.split()
-
-    def _stored(self, encoded: Encoded) -> Tensor:
-        """What is stored of a batch: indices, or mean and log-variance one after the other."""
-        if encoded.indices is not None:
-            return encoded.indices
-        assert encoded.mean is not None
-        assert encoded.log_variance is not None
-        return self._torch.cat([encoded.mean, encoded.log_variance], dim=1).float()
+            tokens, after = encode_chunk(self._on_device(frames), states)
+        return tokens.cpu().numpy(), after
 
     def _checked(self, tokens: Tokens) -> list[Tokens]:
         if tokens.dtype.kind == "f" and not np.isfinite(tokens).all():
             raise RunError("the encoder gave latents that are not finite")
+        size = self._tokenizer.spec.codebook_size
+        if size is not None and tokens.size and not 0 <= tokens.min() <= tokens.max() < size:
+            raise RunError(
+                f"tokenizer {self._tokenizer.spec.name!r}: encode gave indices {tokens.min()}.."
+                f"{tokens.max()}, its spec says 0..{size - 1}: correct TokenSpec.codebook_size"
+            )
         return list(tokens)
 
     def _timed(self, step: Callable[..., Any], *arguments: Any) -> Any:

@@ -13,11 +13,18 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline.balance import bounds
-from pipeline.config import Compression, Cuts, DatasetKind, Device, Numerics, Packing, RunConfig
+from pipeline.chosen_tokenizer import (
+    checkpoint_path,
+    compression,
+    model_config,
+    packing,
+    token_spec,
+    tokenizer_material,
+)
+from pipeline.config import Cuts, DatasetKind, Device, Numerics, RunConfig
 from pipeline.encode import EncoderSpec
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import digest_of
-from pipeline.packing import index_packing
 from pipeline.reader import ReadRules
 from pipeline.records import ClipPlan, SamplingMode, VideoLimits
 from pipeline.resolve_spans import selection_rules, spans_identity, stored_columns
@@ -26,7 +33,6 @@ from pipeline.schema import FORMAT_VERSION, TokenFormat
 from pipeline.segments import CommitRules
 from pipeline.shards import normalise_url
 from pipeline.worker_spec import WorkerSpec
-from tokenizer import QuantizerKind, TokenizerConfig
 
 if TYPE_CHECKING:
     from tokenizer import CheckpointInfo
@@ -35,16 +41,6 @@ CPU_BATCH_CLIPS, GPU_BATCH_CLIPS = 1, 8
 """Default B: a CPU gains nothing from more than one clip."""
 WHOLE_PIECE_FRAMES = 16
 """Default frames of a piece in sampling.mode=whole, as in the published streaming mode."""
-
-_NOT_THE_MODEL = {
-    "official",
-    "checkpoint_file",
-    "published",
-    "default_checkpoint",
-    "clip_frames",
-    "resolution",
-}
-"""Fields of a tokenizer that change no token by themselves."""
 
 _BLOT = "***"
 _SECRET = re.compile(r"key|secret|token$|password|credential", re.IGNORECASE)
@@ -69,7 +65,7 @@ def clip_plan(run: RunConfig) -> ClipPlan:
     Raises:
         ConfigError: a combination that the tokenizer cannot serve.
     """
-    sampling, tokenizer = run.sampling, run.tokenizer
+    sampling, tokenizer = run.sampling, token_spec(run)
     is_whole = sampling.mode is SamplingMode.whole
     if is_whole:
         check_whole(run)
@@ -79,7 +75,7 @@ def clip_plan(run: RunConfig) -> ClipPlan:
         mode=sampling.mode,
         clip_frames=frames,
         stride_frames=sampling.stride_frames or frames,
-        time_factor=tokenizer.time_downsample_factor,
+        time_factor=tokenizer.stride[0],
         max_clips_per_video=sampling.max_clips_per_video,
         tail=sampling.tail,
         buckets=buckets(run),
@@ -99,11 +95,14 @@ def check_whole(run: RunConfig) -> None:
     Raises:
         ConfigError: they cannot.
     """
-    sampling, tokenizer = run.sampling, run.tokenizer
-    if not tokenizer.is_causal:
+    sampling, tokenizer = run.sampling, token_spec(run)
+    if not tokenizer.can_stream:
+        reason = "is not causal: its tokens depend on later frames"
+        if run.tokenizer.plugin is not None:
+            reason = "cannot stream (TokenSpec.can_stream)"
         raise ConfigError(
-            f"sampling.mode=whole: {tokenizer.name} is not causal: its tokens depend on later "
-            "frames, so that a video cannot be encoded piece by piece; use a causal tokenizer"
+            f"sampling.mode=whole: {tokenizer.name} {reason}, so that a video cannot be encoded "
+            "piece by piece; use a causal tokenizer"
         )
     if sampling.max_clips_per_video is not None or sampling.stride_frames is not None:
         raise ConfigError(
@@ -120,7 +119,7 @@ def buckets(run: RunConfig) -> tuple[tuple[int, int], ...]:
     """
     sampling = run.sampling
     if sampling.buckets is None:
-        side = sampling.resolution or run.tokenizer.resolution
+        side = sampling.resolution or token_spec(run).resolution
         return ((side, side),)
     if sampling.resolution is not None:
         raise ConfigError("give sampling.resolution or sampling.buckets, not both")
@@ -171,38 +170,6 @@ def commit_rules(run: RunConfig) -> CommitRules:
     )
 
 
-def model_config(run: RunConfig) -> TokenizerConfig:
-    """The tokenizer's own fields, without the run's."""
-    return TokenizerConfig(
-        **{field.name: getattr(run.tokenizer, field.name) for field in fields(TokenizerConfig)}
-    )
-
-
-def packing(run: RunConfig) -> str:
-    """How ``tokens`` is packed."""
-    if run.tokenizer.quantizer.kind is QuantizerKind.kl:
-        return run.output.latent_dtype.name
-    size = run.tokenizer.codebook_size
-    assert size is not None
-    return index_packing(size, plain=run.output.packing is Packing.plain)
-
-
-def compression(run: RunConfig) -> str:
-    """What is done to packed latents.
-
-    Raises:
-        ConfigError: asked for indices, which hold no more than they must already.
-    """
-    is_kl = run.tokenizer.quantizer.kind is QuantizerKind.kl
-    if run.output.compression is not Compression.none and not is_kl:
-        raise ConfigError(
-            f"output.compression={run.output.compression.name} is for continuous tokenizers; "
-            f"tokenizer {run.tokenizer.name} gives indices, which are stored in as many bits as "
-            "they need: use output.compression=none"
-        )
-    return run.output.compression.name
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """What decides every row of OUT and its encoding."""
@@ -231,12 +198,7 @@ def identity(run: RunConfig, checkpoint_digest: str) -> Identity:
         material=plain(
             {
                 "format_version": FORMAT_VERSION,
-                "tokenizer": {
-                    key: value
-                    for key, value in asdict(model_config(run)).items()
-                    # a field that a later version adds is null here, and changes no token
-                    if key not in _NOT_THE_MODEL and value is not None
-                },
+                "tokenizer": tokenizer_material(run),
                 "checkpoint_digest": checkpoint_digest,
                 "precision": run.tokenizer.precision.name,
                 "sampling": _asked_for(asdict(clip_plan(run)), "cut_threshold"),
@@ -302,27 +264,21 @@ def plain(value: Any) -> Any:
     return value.name if isinstance(value, enum.Enum) else value
 
 
-def checkpoint_path(run: RunConfig) -> str | None:
-    """``tokenizer.checkpoint``, absolute: workers have another working directory."""
-    checkpoint = run.tokenizer.checkpoint
-    return checkpoint if checkpoint in (None, "random", "auto") else normalise_url(str(checkpoint))
-
-
 def token_format(run: RunConfig, weights: CheckpointInfo) -> TokenFormat:
     """What the footer of every part says."""
-    quantizer = run.tokenizer.quantizer
-    is_fsq = quantizer.kind is QuantizerKind.fsq
+    spec = token_spec(run)
     return TokenFormat(
         format_version=FORMAT_VERSION,
-        tokenizer=run.tokenizer.name,
+        tokenizer=spec.name,
         checkpoint_digest=weights.digest,
         random_weights=weights.is_random,
         packing=packing(run),
         compression=compression(run),
-        axes="t h w" if is_fsq else "c t h w",
-        codebook_size=run.tokenizer.codebook_size,
-        levels=tuple(quantizer.levels),
-        channels=None if is_fsq else run.tokenizer.latent_channels,
+        axes="t h w" if spec.is_discrete else "c t h w",
+        codebook_size=spec.codebook_size,
+        levels=spec.levels,
+        channels=spec.channels,
+        has_log_variance=spec.has_log_variance or spec.is_discrete,
         fingerprint=identity(run, weights.digest).fingerprint,
         columns=stored_columns(run),
     )

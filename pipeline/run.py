@@ -19,7 +19,9 @@ from omegaconf import DictConfig
 from pipeline import compose, resolve
 from pipeline.attempts import Workers
 from pipeline.batch_probe import ProbeResult, probe_batch
-from pipeline.canary import make_reference
+from pipeline.canary import make_reference, reference_tokens
+from pipeline.card import write_card
+from pipeline.chosen_tokenizer import tokenizer_of
 from pipeline.config import ChangedInputs, ClusterKind, DatasetKind, RunConfig
 from pipeline.encode import EncoderSpec
 from pipeline.errors import Interrupted, PipelineError
@@ -79,6 +81,11 @@ class _Job:
     storage: Storage
     recorded_batch: int | None
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no run has written to OUT yet."""
+        return self.recorded_batch is None
+
 
 def execute(run: RunConfig) -> int:
     """Carry out a run.
@@ -120,17 +127,13 @@ def execute(run: RunConfig) -> int:
             work(job, plan, tally)
     finally:
         plan.ledger.publish(storage)
+        write_card(storage, plan.ledger, license_name=run.dataset.license)
     return conclude(plan, tally, storage)
 
 
 def read_weights(run: RunConfig) -> CheckpointInfo:
     """Digest of the weights; random ones are said to be random."""
-    from tokenizer import checkpoint_digest  # torch with it
-
-    section = run.tokenizer
-    return checkpoint_digest(
-        resolve.model_config(run), resolve.checkpoint_path(run), seed=section.seed
-    )
+    return tokenizer_of(run).weights()
 
 
 def list_shards(run: RunConfig) -> list[Shard]:
@@ -260,6 +263,8 @@ def prepare(
         cores=cores,
         recorded_batch=job.recorded_batch,
     )
+    if job.run.tokenizer.plugin is not None and job.is_new and spec.canary is not CanaryMode.off:
+        reference_tokens(spec.encoder)  # a bad one is told before OUT is bound to it
     found: ProbeResult | None = None
     is_chosen = job.run.encoder.batch_clips is not None or job.recorded_batch is not None
     if spec.encoder.device == "cuda" and not is_chosen:

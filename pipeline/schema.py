@@ -57,7 +57,9 @@ class TokenFormat:
     levels: tuple[int, ...]
     """FSQ levels per latent channel, first one least significant; empty for latents."""
     channels: int | None
-    """Latents: channels of the mean; the log-variance follows with as many."""
+    """Latents: channels of the mean; the log-variance follows with as many, where there is one."""
+    has_log_variance: bool = True
+    """Latents: False for a tokenizer that gives no more than a mean."""
     fingerprint: str
     """Fingerprint of the run's configuration."""
     columns: Columns = ()
@@ -69,14 +71,14 @@ class TokenFormat:
         return self.packing in INDEX_PACKINGS
 
     def stored_shape(self, token_shape: Sequence[int]) -> tuple[int, ...]:
-        """What is stored of one clip: ``[t, h, w]``, or mean and log-variance ``[2c, t, h, w]``."""
-        if self.is_discrete:
+        """Of one clip: ``[t, h, w]``; ``[2c, t, h, w]``, or ``[c, t, h, w]`` of means alone."""
+        if self.is_discrete or not self.has_log_variance:
             return tuple(token_shape)
         return (2 * token_shape[0], *token_shape[1:])
 
     def token_shape(self, stored_shape: Sequence[int]) -> tuple[int, ...]:
         """The inverse of ``stored_shape``."""
-        if self.is_discrete:
+        if self.is_discrete or not self.has_log_variance:
             return tuple(stored_shape)
         return (stored_shape[0] // 2, *stored_shape[1:])
 
@@ -144,11 +146,13 @@ class TokenFormat:
         return unpack_latents(blob, self.packing, shape)
 
     def to_json(self) -> str:
-        """Text for the footer; without columns that of a version that had none."""
-        fields = asdict(self)
+        """Text for the footer; without what a reader takes for granted, as it always was."""
+        record = asdict(self)
         if not self.columns:
-            del fields["columns"]
-        return json.dumps(fields, sort_keys=True)
+            del record["columns"]
+        if self.has_log_variance:
+            del record["has_log_variance"]
+        return json.dumps(record, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> TokenFormat:

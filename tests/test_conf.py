@@ -12,8 +12,9 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline import compose
+from pipeline.chosen_tokenizer import model_config
 from pipeline.config import RunConfig
-from pipeline.resolve import identity, model_config, redacted
+from pipeline.resolve import identity, redacted
 from tests.pipeline import runs
 from tokenizer import get_config, list_tokenizers
 
@@ -24,6 +25,8 @@ NEEDED = {
     "webvid": ["dataset.shards=/d/{0..3}.tar"],
     "tars": ["dataset.shards=s3://bucket/*.tar"],
     "folder": ["dataset.path=/d"],
+    "openvid": ["dataset.path=/d", "dataset.spans=/d/openvid.csv"],
+    "panda70m": ["dataset.path=/d", "dataset.spans=/d/spans.csv"],
 }
 """What a data set cannot do without."""
 

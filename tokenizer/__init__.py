@@ -7,7 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tokenizer.checkpoint import CheckpointInfo, checkpoint_digest, load_tokenizer
+    from tokenizer.checkpoint import (
+        CheckpointInfo,
+        checkpoint_digest,
+        load_tokenizer,
+        tensors_digest,
+    )
     from tokenizer.config import (
         NormKind,
         PadMode,
@@ -41,10 +46,14 @@ if TYPE_CHECKING:
         WrongDigest,
     )
     from tokenizer.model import Encoded, VideoTokenizer, build
+    from tokenizer.plugin import AnyConfig, PluginConfig, open_tokenizer
+    from tokenizer.protocol import Setting, Tokenizer, TokenSpec, check_tokens
     from tokenizer.registry import get_config, list_tokenizers
     from tokenizer.streaming import EncoderState
+    from tokenizer.vidtok import VidTok
 
 __all__ = [
+    "AnyConfig",
     "BadWeights",
     "CheckpointError",
     "CheckpointInfo",
@@ -63,20 +72,26 @@ __all__ = [
     "NonFiniteError",
     "NormKind",
     "PadMode",
+    "PluginConfig",
     "Precision",
     "PublishedMetrics",
     "QuantizerConfig",
     "QuantizerKind",
     "RangeError",
+    "Setting",
     "ShapeError",
+    "TokenSpec",
+    "Tokenizer",
     "TokenizerConfig",
     "TokenizerError",
     "UnknownName",
     "UnreadableCheckpoint",
     "Version",
+    "VidTok",
     "VideoTokenizer",
     "WrongDigest",
     "build",
+    "check_tokens",
     "checkpoint_digest",
     "decode_flops",
     "encode_flops",
@@ -84,11 +99,13 @@ __all__ = [
     "list_tokenizers",
     "load_tokenizer",
     "num_parameters",
+    "open_tokenizer",
     "state_bytes",
+    "tensors_digest",
 ]
 
 _MODULES = {
-    "checkpoint": ("CheckpointInfo", "checkpoint_digest", "load_tokenizer"),
+    "checkpoint": ("CheckpointInfo", "checkpoint_digest", "load_tokenizer", "tensors_digest"),
     "config": (
         "NormKind",
         "PadMode",
@@ -101,8 +118,11 @@ _MODULES = {
     ),
     "cost": ("decode_flops", "encode_flops", "num_parameters", "state_bytes"),
     "model": ("Encoded", "VideoTokenizer", "build"),
+    "plugin": ("AnyConfig", "PluginConfig", "open_tokenizer"),
+    "protocol": ("Setting", "TokenSpec", "Tokenizer", "check_tokens"),
     "registry": ("get_config", "list_tokenizers"),
     "streaming": ("EncoderState",),
+    "vidtok": ("VidTok",),
 }
 
 

@@ -138,7 +138,9 @@ def _weights(
         raise MissingCheckpoint(config.name, config.checkpoint_url)
     if source == RANDOM:
         tensors = _random_weights(config, seed)
-        info = CheckpointInfo(source=RANDOM, digest=_digest(tensors), is_random=True, seed=seed)
+        info = CheckpointInfo(
+            source=RANDOM, digest=tensors_digest(tensors), is_random=True, seed=seed
+        )
         logger.warning(
             "tokenizer %s has RANDOM weights (seed %d): for dry runs only", config.name, seed
         )
@@ -149,7 +151,7 @@ def _weights(
     tensors = {key: tensor for key, tensor in every.items() if key not in set(ignored)}
     _check_fit(config, source, tensors)
     _check_values(source, tensors)
-    info = CheckpointInfo(source=source, digest=_digest(tensors), num_ignored=len(ignored))
+    info = CheckpointInfo(source=source, digest=tensors_digest(tensors), num_ignored=len(ignored))
     logger.info(
         "checkpoint %s: sha256 %s, ignored %d tensors of training",
         source,
@@ -260,7 +262,8 @@ def _check_values(source: str, tensors: Mapping[str, Tensor]) -> None:
             raise BadWeights(source, key, "holds NaN or infinity")
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over names, dtypes, shapes and values, in the order of their names."""
     digest = hashlib.sha256()
     for key in sorted(tensors):
         tensor = tensors[key].contiguous()

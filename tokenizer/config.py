@@ -8,9 +8,20 @@ says what differs.
 
 import enum
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from tokenizer.errors import ConfigError, ShapeError
+from tokenizer.protocol import TokenSpec
+
+_NOT_THE_MODEL = {
+    "official",
+    "checkpoint_file",
+    "published",
+    "default_checkpoint",
+    "clip_frames",
+    "resolution",
+}
+"""Fields that change no token by themselves."""
 
 
 class QuantizerKind(enum.Enum):
@@ -321,13 +332,28 @@ class TokenizerConfig:
             ShapeError: num_frames is not 1 + k * t (causal) or k * t, or a size is no multiple of
                 its stride.
         """
-        time, rows, columns = self.stride
-        first = 1 if self.is_causal else 0
-        fits = num_frames >= max(first, 1) and (num_frames - first) % time == 0
-        rule = f"{'1 + ' if first else ''}k*{time} frames"
-        if not fits or height < rows or width < columns or height % rows or width % columns:
-            raise ShapeError(
-                f"clip for tokenizer {self.name!r}",
-                f"{rule}, height a multiple of {rows}, width of {columns}",
-                f"{num_frames} frames of {height}x{width}",
-            )
+        self.token_spec.check_clip(num_frames, height, width)
+
+    @property
+    def token_spec(self) -> TokenSpec:
+        """What the pipeline is told of the tokens."""
+        is_kl = self.quantizer.kind is QuantizerKind.kl
+        fields = {name: getattr(self, name) for name in TokenizerConfig.__dataclass_fields__}
+        return TokenSpec(
+            name=self.name,
+            stride=self.stride,
+            first_frames=1 if self.is_causal else 0,
+            clip_frames=self.clip_frames,
+            resolution=self.resolution,
+            codebook_size=self.codebook_size,
+            levels=tuple(self.quantizer.levels),
+            channels=self.latent_channels if is_kl else None,
+            has_log_variance=is_kl,
+            can_stream=self.is_causal,
+            fingerprint={
+                # a field that a later version adds is null here, and changes no token
+                name: asdict(value) if isinstance(value, QuantizerConfig) else value
+                for name, value in fields.items()
+                if name not in _NOT_THE_MODEL and value is not None
+            },
+        )

@@ -11,14 +11,15 @@ from omegaconf.errors import OmegaConfBaseException
 from tokenizer.config import TokenizerConfig
 from tokenizer.errors import ConfigError, UnknownName
 
+PLUGIN = "plugin"
+"""The file that stands for tokenizers of others, see ``plugin.py``."""
+
 
 def list_tokenizers() -> list[str]:
-    """Names of all tokenizers, sorted: one per file in ``conf/tokenizer``."""
-    return sorted(
-        entry.name.removesuffix(".yaml")
-        for entry in _folder().iterdir()
-        if entry.name.endswith(".yaml")
-    )
+    """Names of all tokenizers of the family, sorted: one per file in ``conf/tokenizer``."""
+    names = (entry.name.removesuffix(".yaml") for entry in _folder().iterdir()
+             if entry.name.endswith(".yaml"))  # fmt: skip
+    return sorted(name for name in names if name != PLUGIN)
 
 
 def get_config(name: str, **overrides: object) -> TokenizerConfig:

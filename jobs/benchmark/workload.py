@@ -164,9 +164,9 @@ def worker_spec(run: RunConfig) -> WorkerSpec:
     import torch
 
     from pipeline import resolve
-    from tokenizer import checkpoint_digest
+    from pipeline.chosen_tokenizer import tokenizer_of
 
-    weights = checkpoint_digest(resolve.model_config(run), None, seed=run.tokenizer.seed)
+    weights = tokenizer_of(run).weights()
     return resolve.worker_spec(
         run, weights, has_gpus=torch.cuda.is_available(), cores=1, recorded_batch=None
     )

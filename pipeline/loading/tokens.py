@@ -60,6 +60,16 @@ class TokenMaker:
                 f"tokens_dtype={self.tokens_dtype} is for indices; "
                 f"{self.token_format.tokenizer} gives float32 latents"
             )
+        if self.latents == "sample" and not self.token_format.has_log_variance:
+            raise ValueError(
+                f"latents=sample needs a log-variance; {self.token_format.tokenizer} gives the "
+                "mean alone: use latents=mean"
+            )
+        if self.tokens_dtype == "codes" and not self.token_format.levels:
+            raise ValueError(
+                f"tokens_dtype=codes is for FSQ; {self.token_format.tokenizer} has another "
+                "codebook: use int32 or int64"
+            )
         if self.moments is not None:
             lengths = len(self.moments.mean), len(self.moments.std)
             if lengths != (self.token_format.channels,) * 2 or min(self.moments.std) <= 0:
@@ -86,7 +96,7 @@ class TokenMaker:
 
         Returns:
             ``tokens``: int32 or int64 ``[B, t, h, w]``, or float32 ``[B, c, t, h, w]``; beside the
-            mean of latents ``log_variance``, alike.
+            mean of latents ``log_variance``, alike, where the tokenizer gives one.
         """
         shape, packing = self.token_format.stored_shape(token_shape), self.token_format.packing
         stored = (
@@ -110,6 +120,8 @@ class TokenMaker:
 
     def _latents(self, stored: Tensor, samples: Samples, epoch: int) -> dict[str, Tensor]:
         """Mean and log-variance, or a sample; of the normalised latents where that is asked for."""
+        if not self.token_format.has_log_variance:
+            return {"tokens": self._normalised(stored)}
         tokens, log_variance = stored.chunk(2, dim=1)
         if self.latents == "sample":
             noise = normal_noise(
@@ -117,11 +129,19 @@ class TokenMaker:
             )
             tokens = tokens + noise.mul_((0.5 * log_variance).exp_())
         if self.moments is not None:
-            mean, std = (
-                torch.tensor(values, dtype=torch.float32, device=stored.device).view(-1, 1, 1, 1)
-                for values in (self.moments.mean, self.moments.std)
-            )
-            tokens, log_variance = (tokens - mean) / std, log_variance - 2 * std.log()
+            tokens = self._normalised(tokens)
+            log_variance = log_variance - 2 * self._column(self.moments.std, stored).log()
         if self.latents == "sample":
             return {"tokens": tokens.contiguous()}
         return {"tokens": tokens.contiguous(), "log_variance": log_variance.contiguous()}
+
+    def _normalised(self, tokens: Tensor) -> Tensor:
+        if self.moments is None:
+            return tokens
+        mean, std = (self._column(one, tokens) for one in (self.moments.mean, self.moments.std))
+        return (tokens - mean) / std
+
+    @staticmethod
+    def _column(values: Sequence[float], like: Tensor) -> Tensor:
+        """One number per channel, ``[c, 1, 1, 1]``."""
+        return torch.tensor(values, dtype=torch.float32, device=like.device).view(-1, 1, 1, 1)

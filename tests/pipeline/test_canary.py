@@ -21,6 +21,7 @@ from pipeline.worker import Worker
 from tests.pipeline import test_encode
 from tests.pipeline.fakes import FakeEncoder
 from tests.pipeline.test_worker import VIDEO, shard_of, spec
+from tokenizer import get_config
 
 
 class Liar(FakeEncoder):
@@ -37,7 +38,7 @@ class Liar(FakeEncoder):
 
 
 def encoder_spec(tmp_path: Path, **changes: Any) -> EncoderSpec:
-    return replace(spec(tmp_path).encoder, **changes)
+    return replace(spec(tmp_path).encoder, **{"tokenizer": get_config("demo")} | changes)
 
 
 def test_the_canary_is_a_real_clip_of_any_shape() -> None:
@@ -107,7 +108,14 @@ def test_nothing_that_a_lying_worker_made_is_committed(tmp_path: Path) -> None:
     out, shard = tmp_path / "out", shard_of(tmp_path, *[VIDEO] * 5)
     # its first canary, which is the reference; then honest for one segment and its canary
     worker = Worker(
-        spec(out, canary=CanaryMode.commit, commit={"max_clips": 2}, decoders=1), Liar(1 + 1 + 1)
+        spec(
+            out,
+            encoder=encoder_spec(out),
+            canary=CanaryMode.commit,
+            commit={"max_clips": 2},
+            decoders=1,
+        ),
+        Liar(1 + 1 + 1),
     )
     try:
         with pytest.raises(WorkerExpelled):
@@ -118,7 +126,7 @@ def test_nothing_that_a_lying_worker_made_is_committed(tmp_path: Path) -> None:
     assert len(receipts) <= 1
     assert len(worker.storage.entries("parts")) == len(receipts), "the refused part is gone"
 
-    honest = Worker(spec(out, canary=CanaryMode.commit), FakeEncoder())
+    honest = Worker(spec(out, encoder=encoder_spec(out), canary=CanaryMode.commit), FakeEncoder())
     try:
         done = honest.run_shard(ShardTask(shard=shard, source=None))
         assert done[-1].final

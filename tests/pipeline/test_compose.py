@@ -38,7 +38,10 @@ def said(
 
 
 MISTAKES = [
-    ([], "no dataset chosen; add +dataset=NAME, one of: demo, folder, tars, webvid"),
+    (
+        [],
+        "no dataset chosen; add +dataset=NAME, one of: demo, folder, openvid, panda70m, ",
+    ),
     (["+tokenizer=demo"], "no dataset chosen; add +dataset=NAME"),
     (["+dataset=demo"], "no tokenizer chosen; add +tokenizer=NAME, one of: demo, fsq_4x16x16, "),
     (["+dataset=nope", "+tokenizer=demo"], "'dataset/nope' Available options in 'dataset': demo"),
