@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.loading.buffers import Take
 from pipeline.loading.join import KEY, SideTable
 from pipeline.loading.order import Numbers
 from pipeline.loading.packs import lay_out, lay_tokens
@@ -83,6 +84,7 @@ class BatchMaker:
         is_padding: npt.NDArray[np.bool_],
         *,
         epoch: int,
+        take: Take,
     ) -> dict[str, Any]:
         """One batch of one token shape.
 
@@ -92,11 +94,12 @@ class BatchMaker:
             samples: numbers in the order of the epoch; int64 ``[B]``.
             is_padding: bool ``[B]``.
             epoch: from 0.
+            take: gives memory for bytes and tokens.
 
         Returns:
             As `TokenDataset` says.
         """
-        batch: dict[str, Any] = dict(self._tokens(picks, shape, samples, epoch))
+        batch: dict[str, Any] = dict(self._tokens(picks, shape, samples, epoch, take))
         return self._completed(batch, picks, is_padding)
 
     def packed(
@@ -106,6 +109,7 @@ class BatchMaker:
         work: Work,
         *,
         epoch: int,
+        take: Take,
     ) -> dict[str, Any]:
         """One batch of packs.
 
@@ -114,6 +118,7 @@ class BatchMaker:
             shapes: ``token_shape`` of each.
             work: the step, of ``pack_sizes``.
             epoch: from 0.
+            take: gives memory for bytes and tokens.
 
         Returns:
             As `TokenDataset` says of ``pack_length``.
@@ -122,7 +127,7 @@ class BatchMaker:
         clips: list[dict[str, Tensor]] = [{}] * len(picks)
         for shape in dict.fromkeys(shapes):  # unpacked together
             alike = [index for index, other in enumerate(shapes) if other == shape]
-            made = self._tokens([picks[i] for i in alike], shape, work.samples[alike], epoch)
+            made = self._tokens([picks[i] for i in alike], shape, work.samples[alike], epoch, take)
             for nth, index in enumerate(alike):
                 clips[index] = {name: tensor[nth] for name, tensor in made.items()}
         ends = np.cumsum(work.pack_sizes).tolist()
@@ -150,18 +155,20 @@ class BatchMaker:
         shape: Sequence[int],
         samples: Numbers,
         epoch: int,
+        take: Take,
     ) -> dict[str, Tensor]:
         """Of rows of one shape, unpacked on the device."""
         token_format = self.tokens.token_format
-        packed: Any = np.empty((len(picks), token_format.clip_bytes(shape)), dtype=np.uint8)
-        for at, (one, row) in enumerate(picks):
+        num_bytes, is_compressed = token_format.clip_bytes(shape), token_format.is_compressed
+        packed: Any = take(len(picks) * num_bytes).reshape(len(picks), num_bytes)
+        for target, (one, row) in zip(packed, picks, strict=True):
             blob = one.blobs[row]
-            if blob.size != packed.shape[1] or token_format.is_compressed:
+            if is_compressed or len(blob) != num_bytes:
                 blob = token_format.expand(blob, shape)  # or raises, where it has another size
-            packed[at] = blob
+            target[:] = blob
         if self.device is not None:
             packed = torch.from_numpy(packed).to(self.device, non_blocking=True)
-        return self.tokens(packed, shape, samples, epoch=epoch)
+        return self.tokens(packed, shape, samples, epoch=epoch, take=take)
 
     def _completed(
         self,

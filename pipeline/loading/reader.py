@@ -41,6 +41,8 @@ class Reader:
             StorageError: storage did not answer.
         """
 
+        take = self.fetch.buffers.take
+
         def load(slot: Slot) -> Loaded:
             return load_group(
                 self.fetch,
@@ -57,9 +59,11 @@ class Reader:
             picks = [(one, one.row(at)) for one, at in zip(rows, work.offsets, strict=True)]
             if work.pack_sizes:
                 shapes = [self.classes[slot.kind].shape for slot in work.slots]
-                return self.maker.packed(picks, shapes, work, epoch=epoch)
+                return self.maker.packed(picks, shapes, work, epoch=epoch, take=take)
             shape = self.classes[work.step.kind].shape
-            return self.maker(picks, shape, work.samples, work.is_padding, epoch=epoch)
+            return self.maker(
+                picks, shape, work.samples, work.is_padding, epoch=epoch, take=take
+            )
 
         return ahead(
             works,

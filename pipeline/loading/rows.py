@@ -84,29 +84,17 @@ def _load(
     along = order.rows(group, count)
     return Loaded(
         values=_values(rows.table),
-        blobs=_blobs(rows.table.column("tokens")),
+        blobs=rows.blobs,
         order=along if selected is None else selected[along],
         is_replaced=is_replaced,
     )
 
 
-def _blobs(column: pa.ChunkedArray) -> Any:
-    """Without copying."""
-    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    if pa.types.is_fixed_size_binary(array.type):
-        width = array.type.byte_width
-        flat = np.frombuffer(array.buffers()[1], dtype=np.uint8)
-        return flat[array.offset * width : (array.offset + len(array)) * width].reshape(-1, width)
-    return [np.frombuffer(value.as_buffer(), dtype=np.uint8) for value in array]
-
-
 def _values(table: pa.Table) -> dict[str, Any]:
-    """Columns besides tokens: integers as int64, floats as float64, all else as lists."""
+    """Integers as int64, floats as float64, all else as lists."""
     found: dict[str, Any] = {}
     for name in table.column_names:
         column = table.column(name)
-        if name == "tokens":
-            continue
         if pa.types.is_integer(column.type):
             found[name] = column.to_numpy().astype(np.int64)
         elif pa.types.is_floating(column.type):
