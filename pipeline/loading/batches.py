@@ -160,12 +160,15 @@ class BatchMaker:
         """Of rows of one shape, unpacked on the device."""
         token_format = self.tokens.token_format
         num_bytes, is_compressed = token_format.clip_bytes(shape), token_format.is_compressed
-        packed: Any = take(len(picks) * num_bytes).reshape(len(picks), num_bytes)
-        for target, (one, row) in zip(packed, picks, strict=True):
+        packed: Any = take(len(picks) * num_bytes)
+        # numpy would let go of the interpreter's lock for each row, and wait for it again
+        target = memoryview(packed)
+        for at, (one, row) in zip(range(0, packed.size, num_bytes), picks, strict=True):
             blob = one.blobs[row]
             if is_compressed or len(blob) != num_bytes:
                 blob = token_format.expand(blob, shape)  # or raises, where it has another size
-            target[:] = blob
+            target[at : at + num_bytes] = memoryview(blob)
+        packed = packed.reshape(len(picks), num_bytes)
         if self.device is not None:
             packed = torch.from_numpy(packed).to(self.device, non_blocking=True)
         return self.tokens(packed, shape, samples, epoch=epoch, take=take)

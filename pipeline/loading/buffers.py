@@ -6,6 +6,8 @@ cost more than unpacking. So what nobody looks at any more is lent again.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -43,12 +45,15 @@ class Buffers:
         """
         self._keep_bytes = keep_bytes
         self._free: dict[int, deque[memoryview]] = {}
+        self._taken: dict[int, int] = {}
+        self._clock = itertools.count()
 
     def take(self, num_bytes: int) -> npt.NDArray[np.uint8]:
         """Memory of anything: uint8 ``[num_bytes]``, writable, aligned for all numbers."""
         if num_bytes < SMALLEST_BYTES:
             return fresh(num_bytes)
         capacity = capacity_of(num_bytes)
+        self._taken[capacity] = next(self._clock)
         try:
             memory = self._free[capacity].pop()
         except (KeyError, IndexError):
@@ -64,10 +69,14 @@ class Buffers:
         return sum(size * len(kept) for size, kept in list(self._free.items()))
 
     def _take_back(self, memory: memoryview) -> None:
-        if self.kept_bytes + memory.nbytes > self._keep_bytes:
-            self._free.clear()  # of other sizes, most likely, that nobody asks for any more
-        if memory.nbytes <= self._keep_bytes:
-            self._free.setdefault(memory.nbytes, deque()).append(memory)
+        # no lock: this runs wherever a view dies, also amid its own steps, which are atomic
+        if memory.nbytes > self._keep_bytes:
+            return
+        self._free.setdefault(memory.nbytes, deque()).append(memory)
+        while self.kept_bytes > self._keep_bytes:
+            sizes = [size for size, kept in list(self._free.items()) if kept]
+            with contextlib.suppress(IndexError):  # another thread was faster
+                self._free[min(sizes, key=self._taken.__getitem__)].pop()
 
 
 def capacity_of(num_bytes: int) -> int:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.errors import CorruptPart
 from pipeline.loading.fetch import Fetch
 from pipeline.loading.hashing import derived_key
-from pipeline.loading.order import Numbers, Order
+from pipeline.loading.order import Order
 from pipeline.loading.snapshot import ShapeClass
 
 MAX_SUBSTITUTES = 100
@@ -27,14 +27,14 @@ class Loaded:
     """Columns besides tokens: arrays ``[rows]`` of numbers, lists of all else."""
     blobs: Any
     """Packed tokens by row: uint8 ``[rows, bytes]``, or a list of uint8 ``[bytes]``."""
-    order: Numbers
+    order: list[int]
     """Rows in the order of the epoch."""
     is_replaced: bool
     """Whether it stands in for a corrupt one."""
 
     def row(self, offset: int) -> int:
         """The row at a place of the order; a substitute may have fewer, then they repeat."""
-        return int(self.order[offset % len(self.order)])
+        return self.order[offset % len(self.order)]
 
 
 def load_group(
@@ -85,7 +85,7 @@ def _load(
     return Loaded(
         values=_values(rows.table),
         blobs=rows.blobs,
-        order=along if selected is None else selected[along],
+        order=(along if selected is None else selected[along]).tolist(),
         is_replaced=is_replaced,
     )
 

@@ -109,8 +109,12 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return found
 
 
-def test_every_row_group_is_read_once(storage: Storage, reads: list[tuple[str, int]]) -> None:
-    clip_ids(TokenDataset(storage.root, batch_size=4, shuffle=True, num_streams=1))
+@pytest.mark.parametrize("num_streams", [1, 2, 5, None])
+def test_every_row_group_is_read_once(
+    storage: Storage, reads: list[tuple[str, int]], num_streams: int | None
+) -> None:
+    """Also those that a border of streams cuts."""
+    clip_ids(TokenDataset(storage.root, batch_size=4, shuffle=True, num_streams=num_streams))
     assert len(reads) == len(set(reads)) == 24
 
 
