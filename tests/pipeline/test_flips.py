@@ -131,7 +131,7 @@ def test_columns_of_a_row_group_are_those_of_the_file(storage: Storage) -> None:
 
 @pytest.mark.parametrize("take", [None, lambda size: np.full(size, 7, dtype=np.uint8)])
 def test_memory_that_is_given_holds_the_same_bytes(storage: Storage, take) -> None:
-    for one in all_receipts(storage):
+    for one in [one for one in all_receipts(storage) if one.part is not None]:
         whole = storage.read(f"parts/{one.part}")
         for group in range(len(one.row_groups)):
             start, end = group_range(one, group)
