@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline.errors import CorruptPart, RunError, StorageRefused
 from pipeline.loading.buffers import Buffers
 from pipeline.loading.cache import RangeCache
+from pipeline.loading.checks import Checks
 from pipeline.manifest import Line
 from pipeline.parts import (
     Footer,
@@ -77,6 +78,7 @@ class Fetch:
             cache: of row groups read before.
         """
         self._storage, self._cache = storage, cache
+        self._check = Checks()
         self.buffers = Buffers()
         """Memory of row groups, and of the batches made of them."""
         self._footers: dict[str, Footer] = {}
@@ -118,7 +120,7 @@ class Fetch:
         """Of a row group; their digest has been compared."""
         line, index = group.line, group.index
         if self._cache is None:
-            return read_group(self._storage, line, index, self.buffers.take)
+            return read_group(self._storage, line, index, self.buffers.take, self._check)
         return self._cache.get(
             line.row_groups[index].sha256, lambda: bytes(read_group(self._storage, line, index))
         )

@@ -17,7 +17,6 @@ import pytest
 from pipeline.dataset import TokenDataset
 from pipeline.errors import CorruptPart, RunError, StorageError
 from pipeline.loading import fetch as fetching
-from pipeline.loading.buffers import Take
 from pipeline.loading.snapshot import UNPUBLISHED
 from pipeline.manifest import Line
 from pipeline.parts import group_range, read_group
@@ -86,7 +85,7 @@ def test_corrupt_rows_are_replaced_by_the_same_ones_on_all_ranks(storage: Storag
 def test_storage_that_does_not_answer_is_never_replaced(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def silent(storage: Storage, line: Line, group: int, take: Take) -> bytes:
+    def silent(storage: Storage, line: Line, group: int, *how: Any) -> bytes:
         raise StorageError(line.shard, "timed out")
 
     monkeypatch.setattr(fetching, "read_group", silent)
@@ -100,10 +99,10 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     found: list[tuple[str, int]] = []
 
     def counted(
-        storage: Storage, line: Line, group: int, take: Take | None = None
+        storage: Storage, line: Line, group: int, *how: Any
     ) -> bytes | memoryview:
         found.append((str(line.part), group))
-        return read_group(storage, line, group, take)
+        return read_group(storage, line, group, *how)
 
     monkeypatch.setattr(fetching, "read_group", counted)
     return found
