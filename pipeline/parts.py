@@ -132,7 +132,7 @@ def read_group(
         if take is None:
             content = storage.read_range(name, start, end)
         else:
-            room = memoryview(take(end - start))
+            room = take(end - start).data
             content = room[: storage.read_into(name, start, room)]
     (check or check_group)(receipt, group, content)
     return content

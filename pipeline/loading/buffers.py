@@ -57,7 +57,7 @@ class Buffers:
         try:
             memory = self._free[capacity].pop()
         except (KeyError, IndexError):
-            memory = memoryview(np.empty(capacity, dtype=np.uint8))
+            memory = np.empty(capacity, dtype=np.uint8).data
         # views of an array refer to it, not to what it was made of: it dies with the last of them
         lent = np.frombuffer(memory, dtype=np.uint8, count=num_bytes)
         weakref.finalize(lent, self._take_back, memory).atexit = False

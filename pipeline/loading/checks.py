@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.loading.hashing import derived_key, hashes
 from pipeline.manifest import Line
 from pipeline.parts import check_group
+from pipeline.receipts import Receipt
 
 MAX_KNOWN = 1 << 17
 """Row groups remembered: 20 MB. Of more than that the others are compared with their SHA-256."""
@@ -28,7 +29,7 @@ class Checks:
         """Know nothing yet."""
         self._known: dict[str, int] = {}
 
-    def __call__(self, line: Line, group: int, content: bytes | memoryview) -> None:
+    def __call__(self, line: Receipt | Line, group: int, content: bytes | memoryview) -> None:
         """Let pass what was committed.
 
         Raises:

@@ -40,7 +40,6 @@ class Reader:
             CorruptPart: a row group is not what was committed, and is not to be replaced.
             StorageError: storage did not answer.
         """
-
         take = self.fetch.buffers.take
 
         def load(slot: Slot) -> Loaded:
@@ -63,9 +62,7 @@ class Reader:
                 shapes = [self.classes[slot.kind].shape for slot in work.slots]
                 return self.maker.packed(picks, shapes, work, epoch=epoch, take=take)
             shape = self.classes[work.step.kind].shape
-            return self.maker(
-                picks, shape, work.samples, work.is_padding, epoch=epoch, take=take
-            )
+            return self.maker(picks, shape, work.samples, work.is_padding, epoch=epoch, take=take)
 
         return ahead(
             works,

@@ -98,9 +98,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Row groups that were read."""
     found: list[tuple[str, int]] = []
 
-    def counted(
-        storage: Storage, line: Line, group: int, *how: Any
-    ) -> bytes | memoryview:
+    def counted(storage: Storage, line: Line, group: int, *how: Any) -> bytes | memoryview:
         found.append((str(line.part), group))
         return read_group(storage, line, group, *how)
 

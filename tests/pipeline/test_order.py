@@ -62,7 +62,9 @@ def test_a_row_group_that_a_border_cuts_is_due_on_both_sides_at_one_time(num_str
     layout = Order([10] * 31, num_streams=num_streams, key=9)
     places = layout.places(np.arange(layout.num_samples))
     for border in range(num_streams - 1):
-        sides = [places.groups[places.streams == stream].tolist() for stream in (border, border + 1)]
+        sides = [
+            places.groups[places.streams == stream].tolist() for stream in (border, border + 1)
+        ]
         shared = set(sides[0]) & set(sides[1])
         ends = {(side[0], side[-1])[border % 2 == 0] for side in sides}
         assert not shared or ends == shared, "both begin with it, or both end with it"
