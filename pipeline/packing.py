@@ -81,8 +81,20 @@ def pack_indices(indices: npt.NDArray[np.int32], packing: str) -> bytes:
     return bytes(low) + bytes(packed)
 
 
+def padded_values(packing: str, num_values: int) -> int:
+    """Values that a clip takes while its indices are unpacked.
+
+    >>> padded_values("u16", 5), padded_values("u16+u2", 5)
+    (5, 8)
+    """
+    return 4 * math.ceil(num_values / 4) if packing == "u16+u2" else num_values
+
+
 def unpack_indices(
-    blob: npt.NDArray[np.uint8], packing: str, shape: Sequence[int]
+    blob: npt.NDArray[np.uint8],
+    packing: str,
+    shape: Sequence[int],
+    out: npt.NDArray[np.int32] | None = None,
 ) -> npt.NDArray[np.int32]:
     """Indices of several clips.
 
@@ -90,15 +102,18 @@ def unpack_indices(
         blob: uint8 ``[B, packed bytes of a clip]``.
         packing: one of ``INDEX_PACKINGS``.
         shape: ``[t, h, w]`` of one clip.
+        out: int32 ``[B * padded_values]`` that the result is a view of; None: new memory.
 
     Returns:
         int32 ``[B, t, h, w]``, writable.
     """
     num, batch = math.prod(shape), blob.shape[0]
+    padded = padded_values(packing, num)
+    indices = np.empty(batch * padded, dtype=np.int32) if out is None else out
+    indices = indices.reshape(batch, padded)
     if packing != "u16+u2":
-        raw = np.ascontiguousarray(blob).view({"u16": "<u2", "i32": "<i4"}[packing])
-        return raw.astype(np.int32).reshape(batch, *shape)
-    indices = np.empty((batch, 4 * math.ceil(num / 4)), dtype=np.int32)
+        indices[:] = np.ascontiguousarray(blob).view({"u16": "<u2", "i32": "<i4"}[packing])
+        return indices.reshape(batch, *shape)
     # "clip" never clips a byte here; it lets take write into the result without a buffer
     np.take(_QUADS, blob[:, 2 * num :], out=indices.view(np.complex128), mode="clip")
     indices = indices[:, :num]

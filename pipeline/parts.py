@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,15 +107,34 @@ def group_range(receipt: Receipt | Line, group: int) -> tuple[int, int]:
     return start, receipt.row_groups[group].end_offset
 
 
-def read_group(storage: Storage, receipt: Receipt | Line, group: int) -> bytes:
+def read_group(
+    storage: Storage,
+    receipt: Receipt | Line,
+    group: int,
+    take: Callable[[int], npt.NDArray[np.uint8]] | None = None,
+    check: Callable[[Any, int, bytes | memoryview], None] | None = None,
+) -> bytes | memoryview:
     """The bytes of one row group: one request; no footer is needed.
+
+    Args:
+        storage: OUT.
+        receipt: of the part.
+        group: number of the row group.
+        take: gives the memory to read into, uint8 of so many bytes; None: memory of its own.
+        check: compares them with their digest; None: ``check_group``.
 
     Raises:
         RunError: missing, or not what was committed.
     """
-    with _trusting(f"{storage}/parts/{receipt.part}"):
-        content = storage.read_range(f"parts/{receipt.part}", *group_range(receipt, group))
-    check_group(receipt, group, content)
+    name, (start, end) = f"parts/{receipt.part}", group_range(receipt, group)
+    content: bytes | memoryview
+    with _trusting(f"{storage}/{name}"):
+        if take is None:
+            content = storage.read_range(name, start, end)
+        else:
+            room = take(end - start).data
+            content = room[: storage.read_into(name, start, room)]
+    (check or check_group)(receipt, group, content)
     return content
 
 
@@ -159,6 +178,58 @@ def table_of_group(
         raise RunError(
             f"part {receipt.part} of {receipt.shard}, row group {group}: {error}"
         ) from error
+
+
+def token_rows(
+    footer: Footer, receipt: Receipt | Line, group: int, content: bytes | memoryview
+) -> npt.NDArray[np.uint8] | None:
+    """``tokens`` of a row group without Arrow and without copying, where they lie row by row.
+
+    That is so where all have one size: one plain page of values side by side, without levels, as
+    ``write_part`` makes it.
+
+    Args:
+        footer: of the part.
+        receipt: of the part.
+        group: number of the row group.
+        content: its bytes, whose digest has been compared.
+
+    Returns:
+        uint8 ``[rows, bytes]``, a view of ``content``; None: they lie otherwise, Arrow knows how.
+    """
+    kind = footer.schema.field("tokens").type
+    if not pa.types.is_fixed_size_binary(kind):
+        return None
+    facts = footer.metadata.row_group(group)
+    column = facts.column(len(footer.schema.names) - 1)
+    num_bytes = facts.num_rows * kind.byte_width
+    if (
+        column.path_in_schema != "tokens"
+        or column.compression != "UNCOMPRESSED"
+        or column.has_dictionary_page
+        or not set(column.encodings) <= {"PLAIN", "RLE"}
+        or footer.schema.field("tokens").nullable
+    ):
+        return None
+    end = column.data_page_offset + column.total_compressed_size - group_range(receipt, group)[0]
+    start = end - num_bytes
+    header = bytes(content[end - column.total_compressed_size : start])
+    if not header.startswith(_plain_page(num_bytes)):
+        return None  # several pages, or of another kind
+    return np.frombuffer(content, dtype=np.uint8)[start:end].reshape(facts.num_rows, -1)
+
+
+def _plain_page(num_bytes: int) -> bytes:
+    """How the header of a data page of so many bytes, not compressed, begins.
+
+    Thrift's compact protocol: fields 1 to 3 (kind, 0 for a data page; bytes, expanded and as
+    stored) are each an int32 (0x15: the next field, of kind 5), zigzag, 7 bits a byte.
+    """
+    size, rest = b"", 2 * num_bytes
+    while rest > 0x7F:
+        size, rest = size + bytes([rest & 0x7F | 0x80]), rest >> 7
+    size += bytes([rest])
+    return b"\x15\x00" + 2 * (b"\x15" + size)
 
 
 class _Window:

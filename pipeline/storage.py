@@ -129,6 +129,22 @@ class Storage:
             )
         )
 
+    def read_into(self, name: str, start: int, target: memoryview) -> int:
+        """Fill ``target`` with the bytes from ``start`` on: no copy, and no memory of its own.
+
+        Returns:
+            Bytes read; fewer than it has room for where the file is shorter.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: storage did not answer.
+        """
+        if not self.is_local:
+            content = self.read_range(name, start, start + len(target))
+            target[: len(content)] = content
+            return len(content)
+        return self._call(name, lambda: _read_into(self.path(name), start, target))
+
     def read_many(self, names: Sequence[str], *, max_bytes: int | None = None) -> dict[str, bytes]:
         """Several small files, side by side where the backend can; a missing one is left out.
 
@@ -279,6 +295,20 @@ class Storage:
         """Remove a file; one that is not there is no failure."""
         with contextlib.suppress(FileNotFoundError):
             self._call(name, lambda: self._filesystem.rm_file(self.path(name)))
+
+
+def _read_into(path: str, start: int, target: memoryview) -> int:
+    """Of a local file; one call of the system may read less than is asked for."""
+    descriptor, filled = os.open(path, os.O_RDONLY), 0
+    try:
+        while filled < len(target):
+            got = os.preadv(descriptor, [target[filled:]], start + filled)
+            if not got:
+                break
+            filled += got
+    finally:
+        os.close(descriptor)
+    return filled
 
 
 def _write_synced(path: Path, content: bytes) -> None:

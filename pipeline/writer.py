@@ -108,9 +108,9 @@ def write_part(
     with pq.ParquetWriter(
         path,
         table.schema,
-        compression={name: "zstd" for name in others} | {"tokens": "none"},
+        compression={_leaf(table.schema.field(name)): "zstd" for name in others}
+        | {"tokens": "none"},
         use_dictionary=encoded,
-        # nested columns are named by their leaf
         write_statistics=[
             name for name in others if not pa.types.is_list(table.schema.field(name).type)
         ],
@@ -129,6 +129,11 @@ def write_part(
     shapes = Counter(",".join(map(str, row.token_shape)) for row in rows)
     digest = digest_part(path.read_bytes(), shapes)
     return replace(digest, moments=moments_of(rows, token_format))
+
+
+def _leaf(field: pa.Field) -> str:
+    """What Parquet calls a column; Arrow takes no other name, and says nothing of it."""
+    return f"{field.name}.list.element" if pa.types.is_list(field.type) else str(field.name)
 
 
 def _row_groups(

@@ -37,6 +37,8 @@ class Job:
     """In it."""
     passes: int = 1
     """Epochs that are timed."""
+    is_first: bool = False
+    """It is opened anew for each timed pass: nothing is remembered of an epoch before."""
     is_cold: bool = False
     """Files are dropped from the page cache before each timed pass."""
     storage_options: dict[str, Any] = field(default_factory=dict)
@@ -80,6 +82,8 @@ def _read(job: Job, contestant: Format) -> Figures:
         raise RuntimeError(f"{job.format}: tokens add up to {total:,}, written were {wanted:,}")
     seconds = cpu_seconds = 0.0
     for number in range(1, job.passes + 1):
+        if job.is_first:
+            epoch = contestant.open(job.place, job.storage_options)
         if job.is_cold:
             _drop_from_page_cache(Path(job.place))
         cpu, began = _cpu_seconds(), time.perf_counter()

@@ -11,8 +11,9 @@ from jobs.evaluation.compose import as_run, mode_of
 from jobs.evaluation.config import EvaluationConfig
 from jobs.evaluation.records import JudgeSpec
 from pipeline import resolve
+from pipeline.chosen_tokenizer import checkpoint_path, model_config
 from pipeline.errors import ConfigError
-from tokenizer import CheckpointInfo
+from tokenizer import CheckpointInfo, TokenizerConfig
 
 
 def judge_spec(config: EvaluationConfig) -> JudgeSpec:
@@ -22,9 +23,12 @@ def judge_spec(config: EvaluationConfig) -> JudgeSpec:
         ConfigError: a list of videos or a file that cannot be read.
     """
     section, tokenizer, run = config.evaluate, config.tokenizer, as_run(config)
+    model = model_config(run)
+    if not isinstance(model, TokenizerConfig):
+        raise ConfigError(f"tokenizer {model.name} is a plugin; VidTok models only are judged")
     return JudgeSpec(
-        tokenizer=resolve.model_config(run),
-        checkpoint=resolve.checkpoint_path(run),
+        tokenizer=model,
+        checkpoint=checkpoint_path(run),
         seed=tokenizer.seed,
         precision=tokenizer.precision,
         device="cpu",

@@ -134,7 +134,15 @@ def extra(plan: TrainingPlan) -> dict[str, Any]:
 
 
 def model_config(config: TrainConfig) -> TokenizerConfig:
-    """The tokenizer's own fields."""
+    """The tokenizer's own fields.
+
+    Raises:
+        ConfigError: it is a plugin, which this does not know how to train.
+    """
+    if config.tokenizer.plugin is not None:
+        raise ConfigError(
+            f"tokenizer {config.tokenizer.name} is a plugin; VidTok models are trained"
+        )
     names = [item.name for item in fields(TokenizerConfig)]
     return TokenizerConfig(**{name: getattr(config.tokenizer, name) for name in names})
 

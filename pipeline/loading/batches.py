@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.columns import BATCH_NAMES, Columns
+from pipeline.loading.buffers import Take
 from pipeline.loading.captions import CaptionChoice
 from pipeline.loading.join import JOINED, KEY, SideTable
 from pipeline.loading.order import Numbers
@@ -87,6 +88,7 @@ class BatchMaker:
         is_padding: npt.NDArray[np.bool_],
         *,
         epoch: int,
+        take: Take,
     ) -> dict[str, Any]:
         """One batch of one token shape.
 
@@ -96,11 +98,12 @@ class BatchMaker:
             samples: numbers in the order of the epoch; int64 ``[B]``.
             is_padding: bool ``[B]``.
             epoch: from 0.
+            take: gives memory for bytes and tokens.
 
         Returns:
             As `TokenDataset` says.
         """
-        batch: dict[str, Any] = dict(self._tokens(picks, shape, samples, epoch))
+        batch: dict[str, Any] = dict(self._tokens(picks, shape, samples, epoch, take))
         return self._completed(batch, picks, is_padding, samples, epoch)
 
     def packed(
@@ -110,6 +113,7 @@ class BatchMaker:
         work: Work,
         *,
         epoch: int,
+        take: Take,
     ) -> dict[str, Any]:
         """One batch of packs.
 
@@ -118,6 +122,7 @@ class BatchMaker:
             shapes: ``token_shape`` of each.
             work: the step, of ``pack_sizes``.
             epoch: from 0.
+            take: gives memory for bytes and tokens.
 
         Returns:
             As `TokenDataset` says of ``pack_length``.
@@ -126,7 +131,7 @@ class BatchMaker:
         clips: list[dict[str, Tensor]] = [{}] * len(picks)
         for shape in dict.fromkeys(shapes):  # unpacked together
             alike = [index for index, other in enumerate(shapes) if other == shape]
-            made = self._tokens([picks[i] for i in alike], shape, work.samples[alike], epoch)
+            made = self._tokens([picks[i] for i in alike], shape, work.samples[alike], epoch, take)
             for nth, index in enumerate(alike):
                 clips[index] = {name: tensor[nth] for name, tensor in made.items()}
         ends = np.cumsum(work.pack_sizes).tolist()
@@ -154,18 +159,23 @@ class BatchMaker:
         shape: Sequence[int],
         samples: Numbers,
         epoch: int,
+        take: Take,
     ) -> dict[str, Tensor]:
         """Of rows of one shape, unpacked on the device."""
         token_format = self.tokens.token_format
-        packed: Any = np.empty((len(picks), token_format.clip_bytes(shape)), dtype=np.uint8)
-        for at, (one, row) in enumerate(picks):
+        num_bytes, is_compressed = token_format.clip_bytes(shape), token_format.is_compressed
+        packed: Any = take(len(picks) * num_bytes)
+        # numpy would let go of the interpreter's lock for each row, and wait for it again
+        target = memoryview(packed)
+        for at, (one, row) in zip(range(0, packed.size, num_bytes), picks, strict=True):
             blob = one.blobs[row]
-            if blob.size != packed.shape[1] or token_format.is_compressed:
+            if is_compressed or len(blob) != num_bytes:
                 blob = token_format.expand(blob, shape)  # or raises, where it has another size
-            packed[at] = blob
+            target[at : at + num_bytes] = memoryview(blob)
+        packed = packed.reshape(len(picks), num_bytes)
         if self.device is not None:
             packed = torch.from_numpy(packed).to(self.device, non_blocking=True)
-        return self.tokens(packed, shape, samples, epoch=epoch)
+        return self.tokens(packed, shape, samples, epoch=epoch, take=take)
 
     def _completed(
         self,

@@ -8,12 +8,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import CorruptPart, RunError, StorageRefused
+from pipeline.loading.buffers import Buffers
 from pipeline.loading.cache import RangeCache
+from pipeline.loading.checks import Checks
 from pipeline.manifest import Line
-from pipeline.parts import Footer, group_range, read_footer, read_group, table_of_group
+from pipeline.parts import (
+    Footer,
+    group_range,
+    read_footer,
+    read_group,
+    table_of_group,
+    token_rows,
+)
 from pipeline.schema import TokenFormat
 from pipeline.storage import Storage
 
@@ -52,7 +62,10 @@ class Rows:
     token_format: TokenFormat
     """How ``tokens`` is packed."""
     table: pa.Table
-    """What was asked for, in the part's order."""
+    """What was asked for besides ``tokens``, in the part's order."""
+    blobs: Any
+    """Packed tokens by row: uint8 ``[rows, bytes]``, or where they differ in size a list of uint8
+    ``[bytes]``; None: not asked for."""
 
 
 class Fetch:
@@ -66,6 +79,9 @@ class Fetch:
             cache: of row groups read before.
         """
         self._storage, self._cache = storage, cache
+        self._check = Checks()
+        self.buffers = Buffers()
+        """Memory of row groups, and of the batches made of them."""
         self._footers: dict[str, Footer] = {}
         self._lock = threading.Lock()
 
@@ -83,23 +99,32 @@ class Fetch:
         try:
             footer = self._footer(group.line)
             content = self._bytes(group)
-            wanted = None if columns is None else list(columns)
-            table = table_of_group(footer, group.line, group.index, content, wanted)
+            wanted = footer.schema.names if columns is None else list(columns)
+            blobs = None
+            if "tokens" in wanted:
+                blobs = token_rows(footer, group.line, group.index, content)
+            if blobs is not None:
+                wanted = [name for name in wanted if name != "tokens"]
+            table = pa.table({})
+            if wanted:
+                table = table_of_group(footer, group.line, group.index, content, wanted)
+            if "tokens" in wanted:
+                blobs = blobs_of(table.column("tokens"))
+                table = table.drop_columns("tokens")
         except StorageRefused:
             raise
         except RunError as error:
             raise CorruptPart(f"{group}: {error}") from error
-        return Rows(token_format=footer.token_format, table=table)
+        return Rows(token_format=footer.token_format, table=table, blobs=blobs)
 
-    def _bytes(self, group: Group) -> bytes:
+    def _bytes(self, group: Group) -> bytes | memoryview:
         """Of a row group; their digest has been compared."""
-
-        def read() -> bytes:
-            return read_group(self._storage, group.line, group.index)
-
+        line, index = group.line, group.index
         if self._cache is None:
-            return read()
-        return self._cache.get(group.line.row_groups[group.index].sha256, read)
+            return read_group(self._storage, line, index, self.buffers.take, self._check)
+        return self._cache.get(
+            line.row_groups[index].sha256, lambda: bytes(read_group(self._storage, line, index))
+        )
 
     def footer(self, line: Line) -> Footer:
         """A part's, by its receipt.
@@ -157,3 +182,13 @@ class FetchOfProcess:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": None}
+
+
+def blobs_of(column: pa.ChunkedArray) -> Any:
+    """``Rows.blobs`` of a column that Arrow has read, without copying."""
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if pa.types.is_fixed_size_binary(array.type):
+        width = array.type.byte_width
+        flat = np.frombuffer(array.buffers()[1], dtype=np.uint8)
+        return flat[array.offset * width : (array.offset + len(array)) * width].reshape(-1, width)
+    return [np.frombuffer(value.as_buffer(), dtype=np.uint8) for value in array]

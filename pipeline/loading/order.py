@@ -2,8 +2,10 @@
 
 Rows lie in row groups. The groups are permuted, their rows put one behind the other, and that line
 is cut into streams of equal length; sample i is taken from stream ``i mod C`` at ``i // C``. Every
-row comes once, C neighbours come from C different places of the data set, and whoever reads along
-holds one row group a stream.
+second stream runs backwards: the row group that a border cuts is then due on both sides at one
+time, at the start or the end of the epoch, and who reads both streams reads it once. Every row
+comes once, C neighbours come from C different places of the data set, and whoever reads along holds
+one row group a stream.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ def permutation(num: int, key: int) -> Numbers:
 def count_streams(num_groups: int, group_bytes: int) -> int:
     """How many streams: what ``STREAMS_BYTES`` hold, and four row groups to a stream or more.
 
-    Each border of streams cuts a row group, which is read twice then. Data sets of few row groups
-    are cheap to read, so these get up to 12 streams all the same.
+    Each border of streams cuts a row group, which is read twice where two ranks read the streams.
+    Data sets of few row groups are cheap to read, so these get up to 12 streams all the same.
 
     >>> count_streams(1000, 1 << 20), count_streams(1000, 16 << 20), count_streams(7, 1)
     (96, 16, 6)
@@ -85,6 +87,8 @@ class Order:
         """Where these samples lie; each in ``[0, num_samples)``."""
         streams, along = samples % self.num_streams, samples // self.num_streams
         length, longer = divmod(self.num_samples, self.num_streams)
+        last = length - 1 + (streams < longer)
+        along = np.where(streams % 2, last - along, along)
         at = streams * length + np.minimum(streams, longer) + along
         nth = np.searchsorted(self._starts, at, side="right") - 1
         return Places(streams=streams, groups=self._groups[nth], offsets=at - self._starts[nth])

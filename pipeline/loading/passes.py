@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +38,8 @@ class Slot:
     """Position of the row group in that kind."""
     loaded: Future[Any] = field(default_factory=Future)
     """Its rows, once somebody has read them."""
+    rows: Any = None
+    """The same without a lock, for those who have waited."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +112,11 @@ class Layout:
             for stream, group in zip(places.streams.tolist(), places.groups.tolist(), strict=True):
                 slot = held.get((step.kind, stream))
                 if slot is None or slot.group != group:
-                    slot = held[step.kind, stream] = Slot(kind=step.kind, group=group)
-                    fresh.append(slot)
+                    slot = _of_neighbour(held, step.kind, stream, group)
+                    if slot is None:
+                        slot = Slot(kind=step.kind, group=group)
+                        fresh.append(slot)
+                    held[step.kind, stream] = slot
                 slots.append(slot)
             yield Work(
                 number=number,
@@ -122,3 +127,14 @@ class Layout:
                 offsets=places.offsets.tolist(),
                 fresh=fresh,
             )
+
+
+def _of_neighbour(
+    held: Mapping[tuple[int, int], Slot], kind: int, stream: int, group: int
+) -> Slot | None:
+    """A row group that a border of streams cuts, where the stream beside this one holds it."""
+    for beside in (stream - 1, stream + 1):
+        slot = held.get((kind, beside))
+        if slot is not None and slot.group == group:
+            return slot
+    return None

@@ -40,9 +40,10 @@ class Reader:
             CorruptPart: a row group is not what was committed, and is not to be replaced.
             StorageError: storage did not answer.
         """
+        take = self.fetch.buffers.take
 
         def load(slot: Slot) -> Loaded:
-            return load_group(
+            slot.rows = load_group(
                 self.fetch,
                 self.classes[slot.kind],
                 layout.orders[slot.kind],
@@ -50,16 +51,18 @@ class Reader:
                 self.maker.stored_columns,
                 replace=self.maker.marks_replaced,
             )
+            return slot.rows  # type: ignore[no-any-return]
 
         def make(work: Work) -> dict[str, Any]:
-            loaded = {slot: slot.loaded.result() for slot in set(work.slots)}
-            rows = [loaded[slot] for slot in work.slots]
-            picks = [(one, one.row(at)) for one, at in zip(rows, work.offsets, strict=True)]
+            picks = [
+                (slot.rows, slot.rows.row(at))
+                for slot, at in zip(work.slots, work.offsets, strict=True)
+            ]
             if work.pack_sizes:
                 shapes = [self.classes[slot.kind].shape for slot in work.slots]
-                return self.maker.packed(picks, shapes, work, epoch=epoch)
+                return self.maker.packed(picks, shapes, work, epoch=epoch, take=take)
             shape = self.classes[work.step.kind].shape
-            return self.maker(picks, shape, work.samples, work.is_padding, epoch=epoch)
+            return self.maker(picks, shape, work.samples, work.is_padding, epoch=epoch, take=take)
 
         return ahead(
             works,

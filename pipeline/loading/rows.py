@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.errors import CorruptPart
 from pipeline.loading.fetch import Fetch
 from pipeline.loading.hashing import derived_key
-from pipeline.loading.order import Numbers, Order
+from pipeline.loading.order import Order
 from pipeline.loading.snapshot import ShapeClass
 
 MAX_SUBSTITUTES = 100
@@ -27,14 +27,14 @@ class Loaded:
     """Columns besides tokens: arrays ``[rows]`` of numbers, lists of all else."""
     blobs: Any
     """Packed tokens by row: uint8 ``[rows, bytes]``, or a list of uint8 ``[bytes]``."""
-    order: Numbers
+    order: list[int]
     """Rows in the order of the epoch."""
     is_replaced: bool
     """Whether it stands in for a corrupt one."""
 
     def row(self, offset: int) -> int:
         """The row at a place of the order; a substitute may have fewer, then they repeat."""
-        return int(self.order[offset % len(self.order)])
+        return self.order[offset % len(self.order)]
 
 
 def load_group(
@@ -84,32 +84,20 @@ def _load(
     along = order.rows(group, count)
     return Loaded(
         values=_values(rows.table),
-        blobs=_blobs(rows.table.column("tokens")),
-        order=along if selected is None else selected[along],
+        blobs=rows.blobs,
+        order=(along if selected is None else selected[along]).tolist(),
         is_replaced=is_replaced,
     )
 
 
-def _blobs(column: pa.ChunkedArray) -> Any:
-    """Without copying."""
-    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    if pa.types.is_fixed_size_binary(array.type):
-        width = array.type.byte_width
-        flat = np.frombuffer(array.buffers()[1], dtype=np.uint8)
-        return flat[array.offset * width : (array.offset + len(array)) * width].reshape(-1, width)
-    return [np.frombuffer(value.as_buffer(), dtype=np.uint8) for value in array]
-
-
 def _values(table: pa.Table) -> dict[str, Any]:
-    """Columns besides tokens: integers as int64, floats as float64 (null: NaN), all else as lists.
+    """Integers as int64, floats as float64 (null: NaN), all else as lists.
 
     Integers that may be null are lists, too: of a batch no column changes its type.
     """
     found: dict[str, Any] = {}
     for name in table.column_names:
         column = table.column(name)
-        if name == "tokens":
-            continue
         if pa.types.is_integer(column.type) and not table.schema.field(name).nullable:
             found[name] = column.to_numpy().astype(np.int64)
         elif pa.types.is_floating(column.type):

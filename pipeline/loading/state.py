@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.errors import RunError
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 """Raised when an older state would continue elsewhere."""
 
 _OF_WORKERS = frozenset({"next_step", "num_workers"})

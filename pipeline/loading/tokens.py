@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.loading.buffers import Take, fresh
 from pipeline.loading.noise import Samples, crop_grids, crop_starts, normal_noise
 from pipeline.loading.unpack import fsq_codes, unpack, unpack_on_device
 from pipeline.schema import TokenFormat
@@ -85,6 +86,7 @@ class TokenMaker:
         samples: Samples,
         *,
         epoch: int,
+        take: Take = fresh,
     ) -> dict[str, Tensor]:
         """Tensors of one batch.
 
@@ -93,6 +95,7 @@ class TokenMaker:
             token_shape: of every clip in it, ``[t, h, w]`` or ``[c, t, h, w]``.
             samples: numbers of the clips in the global order, int64 ``[B]``.
             epoch: from 0.
+            take: gives memory for what is unpacked on the CPU.
 
         Returns:
             ``tokens``: int32 or int64 ``[B, t, h, w]``, or float32 ``[B, c, t, h, w]``; beside the
@@ -102,7 +105,7 @@ class TokenMaker:
         stored = (
             unpack_on_device(blob, packing, shape)
             if isinstance(blob, Tensor)
-            else torch.from_numpy(unpack(blob, packing, shape))
+            else torch.from_numpy(unpack(blob, packing, shape, take))
         )
         if self.token_format.is_discrete:
             made = {"tokens": stored}

@@ -14,13 +14,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.packing import INDEX_PACKINGS, unpack_indices, unpack_latents
+from pipeline.loading.buffers import Take, fresh
+from pipeline.packing import INDEX_PACKINGS, padded_values, unpack_indices, unpack_latents
 
 _FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def unpack(
-    blob: npt.NDArray[np.uint8], packing: str, shape: Sequence[int]
+    blob: npt.NDArray[np.uint8], packing: str, shape: Sequence[int], take: Take = fresh
 ) -> npt.NDArray[np.int32] | npt.NDArray[np.float32]:
     """Numbers of several clips.
 
@@ -28,12 +29,14 @@ def unpack(
         blob: uint8 ``[B, packed bytes of a clip]``, each row contiguous.
         packing: one of ``packing.INDEX_PACKINGS`` or ``LATENT_PACKINGS``.
         shape: what is stored of one clip: ``[t, h, w]``, or ``[2c, t, h, w]`` for latents.
+        take: gives memory for the result of indices; no more than that of it is used.
 
     Returns:
         int32 ``[B, t, h, w]`` or float32 ``[B, 2c, t, h, w]``, writable.
     """
     if packing in INDEX_PACKINGS:
-        return unpack_indices(blob, packing, shape)
+        room = take(4 * len(blob) * padded_values(packing, math.prod(shape)))
+        return unpack_indices(blob, packing, shape, room.view(np.int32))
     if packing != "fp16":
         return unpack_latents(blob, packing, shape)
     # numpy converts halves ten times slower than torch, which refuses what is read-only

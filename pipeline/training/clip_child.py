@@ -7,7 +7,7 @@ pass, which ends with the last picture that a clip wants.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 
 from pipeline.decode import Pictures, Work, described, scanned
 from pipeline.decode_child import main
-from pipeline.records import Clip, ClipPlan, DecodeSummary, SourceInfo, VideoLimits
+from pipeline.records import Clip, ClipPlan, DecodeSummary, SourceInfo, TimeSpan, VideoLimits
 from pipeline.scaling import RgbFrame, RgbScaler
 from pipeline.scan import DEFAULT_RATE, Announced, open_video
 from pipeline.training.draws import Draw, split_draws
@@ -29,6 +29,7 @@ def decode_drawn(
     limits: VideoLimits,
     on_progress: Callable[[], None] = lambda: None,
     new_frames: Callable[[tuple[int, ...]], RgbFrame] | None = None,
+    spans: Sequence[TimeSpan] | None = None,
 ) -> Iterator[Clip | DecodeSummary]:
     """The drawn clips of a video in the order of the draws, then one ``DecodeSummary``.
 
@@ -38,10 +39,12 @@ def decode_drawn(
         limits: bounds on the video.
         on_progress: as in `pipeline.decode.decode_clips`.
         new_frames: as there.
+        spans: None; the draws say where clips lie.
 
     Raises:
         VideoError: with one of `pipeline.decode.REASONS`.
     """
+    assert spans is None
     drawn, data = split_draws(job)
     work = Work(limits)
     announced = scanned(data, limits, on_progress)

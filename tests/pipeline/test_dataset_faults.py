@@ -85,7 +85,7 @@ def test_corrupt_rows_are_replaced_by_the_same_ones_on_all_ranks(storage: Storag
 def test_storage_that_does_not_answer_is_never_replaced(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def silent(storage: Storage, line: Line, group: int) -> bytes:
+    def silent(storage: Storage, line: Line, group: int, *how: Any) -> bytes:
         raise StorageError(line.shard, "timed out")
 
     monkeypatch.setattr(fetching, "read_group", silent)
@@ -98,16 +98,20 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Row groups that were read."""
     found: list[tuple[str, int]] = []
 
-    def counted(storage: Storage, line: Line, group: int) -> bytes:
+    def counted(storage: Storage, line: Line, group: int, *how: Any) -> bytes | memoryview:
         found.append((str(line.part), group))
-        return read_group(storage, line, group)
+        return read_group(storage, line, group, *how)
 
     monkeypatch.setattr(fetching, "read_group", counted)
     return found
 
 
-def test_every_row_group_is_read_once(storage: Storage, reads: list[tuple[str, int]]) -> None:
-    clip_ids(TokenDataset(storage.root, batch_size=4, shuffle=True, num_streams=1))
+@pytest.mark.parametrize("num_streams", [1, 2, 5, None])
+def test_every_row_group_is_read_once(
+    storage: Storage, reads: list[tuple[str, int]], num_streams: int | None
+) -> None:
+    """Also those that a border of streams cuts."""
+    clip_ids(TokenDataset(storage.root, batch_size=4, shuffle=True, num_streams=num_streams))
     assert len(reads) == len(set(reads)) == 24
 
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.errors import RunError
@@ -126,3 +127,22 @@ def test_columns_of_a_row_group_are_those_of_the_file(storage: Storage) -> None:
     some = table_of_group(footer, one, 1, content, ["tokens", "key"])
     assert set(some.column_names) == {"key", "tokens"}
     assert some.column("tokens").to_pylist() == whole.column("tokens").to_pylist()
+
+
+@pytest.mark.parametrize("take", [None, lambda size: np.full(size, 7, dtype=np.uint8)])
+def test_memory_that_is_given_holds_the_same_bytes(storage: Storage, take) -> None:
+    for one in [one for one in all_receipts(storage) if one.part is not None]:
+        whole = storage.read(f"parts/{one.part}")
+        for group in range(len(one.row_groups)):
+            start, end = group_range(one, group)
+            assert bytes(read_group(storage, one, group, take)) == whole[start:end]
+
+
+def test_a_part_that_is_cut_short_is_refused_in_given_memory(storage: Storage) -> None:
+    """What lay in the memory before is not taken for bytes of the file."""
+    one = all_receipts(storage)[0]
+    whole = np.frombuffer(storage.read(f"parts/{one.part}"), dtype=np.uint8)
+    start, end = group_range(one, 1)
+    storage.put(f"parts/{one.part}", whole[: end - 1].tobytes())
+    with pytest.raises(RunError, match="row group 1: its bytes are not those"):
+        read_group(storage, one, 1, lambda size: whole[start:end].copy())

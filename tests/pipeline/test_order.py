@@ -31,7 +31,7 @@ def test_golden_values_never_change() -> None:
     assert derived_key(0, 1, "rows") == 6406201984139124122
     assert permutation(10, derived_key(7, 3, "groups")).tolist() == [3, 4, 9, 7, 5, 2, 8, 6, 0, 1]
     assert rows_of(Order([2, 3, 2], num_streams=2, key=5), [2, 3, 2]) == [
-        (0, 1), (1, 0), (0, 0), (1, 2), (2, 1), (1, 1), (2, 0),
+        (0, 1), (1, 1), (0, 0), (1, 2), (2, 1), (1, 0), (2, 0),
     ]  # fmt: skip
 
 
@@ -55,6 +55,19 @@ def test_neighbours_come_from_all_streams() -> None:
     streams = layout.places(np.arange(layout.num_samples)).streams
     for first in range(layout.num_samples - 12):
         assert sorted(streams[first : first + 12].tolist()) == list(range(12))
+
+
+@pytest.mark.parametrize("num_streams", [2, 3, 12])
+def test_a_row_group_that_a_border_cuts_is_due_on_both_sides_at_one_time(num_streams: int) -> None:
+    layout = Order([10] * 31, num_streams=num_streams, key=9)
+    places = layout.places(np.arange(layout.num_samples))
+    for border in range(num_streams - 1):
+        sides = [
+            places.groups[places.streams == stream].tolist() for stream in (border, border + 1)
+        ]
+        shared = set(sides[0]) & set(sides[1])
+        ends = {(side[0], side[-1])[border % 2 == 0] for side in sides}
+        assert not shared or ends == shared, "both begin with it, or both end with it"
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6, 12])
