@@ -20,10 +20,10 @@ check: .venv/installed ## Lint, format, import contracts, types
 	$(BIN)/mypy
 
 test: check ## Everything that must pass: check, then the tests without the slow ones
-	$(BIN)/pytest
+	OMP_WAIT_POLICY=passive $(BIN)/pytest
 
 test-slow: .venv/installed ## The tests that take long
-	$(BIN)/pytest -m slow --timeout 900
+	OMP_WAIT_POLICY=passive $(BIN)/pytest -m slow --timeout 900
 
 clean: ## Remove .venv and caches; outputs/ and runs/ stay
 	rm -rf .venv build dist .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -62,6 +62,8 @@ class TrainSection:
     """Steps in which the learning rate grows to that, in a line."""
     final_rate: float = 1.0
     """Share of the learning rate that is left at the last step, after a cosine; 1: constant."""
+    adam_beta2: float = 0.999
+    """Decay of Adam's mean of squares; a short training wants less."""
     encoder_fixed: bool = False
     """The encoder stays as it is."""
     precision: TrainingPrecision = TrainingPrecision.bf16
@@ -119,6 +121,8 @@ class ClipSection:
     """Cut out anywhere, else at the centre."""
     mirror: bool = True
     """Half of the clips are mirrored, left to right."""
+    max_zoom: float = 1.0
+    """Up to this many times larger than the clip the short side is scaled; each clip draws."""
     window_bytes: int = 256 << 20
     """Encoded videos that are shuffled together; a worker holds two such windows."""
     decoders: int = 2

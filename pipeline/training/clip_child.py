@@ -21,6 +21,7 @@ from pipeline.scaling import RgbFrame, RgbScaler
 from pipeline.scan import DEFAULT_RATE, Announced, open_video
 from pipeline.training.draws import Draw, split_draws
 from pipeline.training.frames import SlotPicker, clip_slots, num_slots, with_ends
+from pipeline.transforms import center_crop_offset, drawn_offset
 
 
 def decode_drawn(
@@ -49,7 +50,7 @@ def decode_drawn(
     work = Work(limits)
     announced = scanned(data, limits, on_progress)
     scaler = RgbScaler(plan, announced.pixel_aspect, limits)
-    pickers = [_picker(one, announced, plan.clip_frames, scaler) for one in drawn]
+    pickers = [_picker(one, announced, plan, limits) for one in drawn]
     source: SourceInfo | None = None
 
     def note_source(stream: VideoStream, frame: VideoFrame) -> None:
@@ -77,21 +78,31 @@ def decode_drawn(
 
 
 def _picker(
-    draw: Draw, announced: Announced, wanted: int, scaler: RgbScaler
+    draw: Draw, announced: Announced, plan: ClipPlan, limits: VideoLimits
 ) -> SlotPicker[VideoFrame, RgbFrame]:
     rate = announced.mean_rate or DEFAULT_RATE
     slots = clip_slots(
         num_slots(announced.duration_seconds, announced.mean_rate),
         float(rate),
-        wanted,
+        plan.clip_frames,
         draw.fps,
         draw.start,
     )
-    return SlotPicker(slots, rate, lambda frame: _rgb(frame, draw, scaler))
+    # The picture is scaled to a larger square, of which the clip is a part.
+    sizes = [
+        (round(height * draw.zoom), round(width * draw.zoom)) for height, width in plan.buckets
+    ]
+    scaler = RgbScaler(replace(plan, buckets=tuple(sizes)), announced.pixel_aspect, limits)
+    return SlotPicker(slots, rate, lambda frame: _rgb(frame, draw, scaler, plan.buckets[0]))
 
 
-def _rgb(frame: VideoFrame, draw: Draw, scaler: RgbScaler) -> RgbFrame:
+def _rgb(frame: VideoFrame, draw: Draw, scaler: RgbScaler, size: tuple[int, int]) -> RgbFrame:
     picture = scaler.rgb(frame, across=draw.across, down=draw.down)
+    top, left = (
+        drawn_offset(whole, part, chance, centre=center_crop_offset(whole, part))
+        for whole, part, chance in zip(picture.shape, size, (draw.down, draw.across), strict=False)
+    )
+    picture = picture[top : top + size[0], left : left + size[1]]
     return picture[:, ::-1] if draw.mirrored else picture
 
 

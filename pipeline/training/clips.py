@@ -244,6 +244,7 @@ class TrainingClips:
             fps=self._recipe.fps,
             random_crop=self._recipe.random_crop,
             mirror=self._recipe.mirror,
+            max_zoom=self._recipe.max_zoom,
         )
 
     def _mixed(self, mix: Mix, decoded: Sequence[Decoded]) -> list[Frames]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pipeline.loading.hashing import derived_key, hashes, unit_interval
 
-_PURPOSES = ("rate", "start", "across", "down", "mirror")
+_PURPOSES = ("rate", "start", "across", "down", "mirror", "zoom")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,8 @@ class Draw:
     """Where the crop lies between top and bottom, in [0, 1); None: in the centre."""
     mirrored: bool
     """Left and right are exchanged."""
+    zoom: float
+    """How many times as large as the crop the short side is, at least 1."""
 
 
 def draws(
@@ -41,6 +43,7 @@ def draws(
     fps: Sequence[float],
     random_crop: bool,
     mirror: bool,
+    max_zoom: float = 1.0,
 ) -> list[Draw]:
     """The draws of a video's clips, ``[number]``.
 
@@ -52,11 +55,12 @@ def draws(
         fps: rates, each as likely as the others.
         random_crop: else the centre.
         mirror: mirror half of the clips.
+        max_zoom: zooms are drawn between 1 and this, evenly on a logarithmic scale.
     """
     drawn = []
     for index in range(number):
         key = derived_key(seed, epoch, clip_id, index)
-        chances = dict(zip(_PURPOSES, unit_interval(hashes(range(5), key)).tolist(), strict=True))
+        chances = dict(zip(_PURPOSES, unit_interval(hashes(range(6), key)).tolist(), strict=True))
         drawn.append(
             Draw(
                 fps=fps[int(chances["rate"] * len(fps))],
@@ -64,6 +68,7 @@ def draws(
                 across=chances["across"] if random_crop else None,
                 down=chances["down"] if random_crop else None,
                 mirrored=mirror and chances["mirror"] < 0.5,
+                zoom=max_zoom ** chances["zoom"],
             )
         )
     return drawn

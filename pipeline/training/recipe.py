@@ -42,6 +42,8 @@ class ClipRecipe:
     """The crop lies anywhere; else in the centre."""
     mirror: bool = False
     """Half of the clips are mirrored, left to right."""
+    max_zoom: float = 1.0
+    """Up to this many times larger than the crop the short side may be; each clip draws."""
     window_bytes: int = 256 << 20
     """Encoded videos that are shuffled together; two such windows are in memory."""
 
@@ -49,6 +51,8 @@ class ClipRecipe:
         for name in ("clip_frames", "resolution", "clips_per_video", "window_bytes"):
             if (value := getattr(self, name)) < 1:
                 raise RunError(f"{name} of training clips must be at least 1, got {value!r}")
+        if not 1 <= self.max_zoom <= 16:
+            raise RunError(f"max_zoom of training clips must be in 1 to 16, got {self.max_zoom}")
         if not self.fps or min(self.fps) <= 0 or len(set(self.fps)) < len(self.fps):
             raise RunError(
                 f"fps of training clips must be different rates above 0, got {list(self.fps)}"

@@ -58,8 +58,8 @@ class Training:
         learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._generator_side = [*learned, self.objective.logvar]
         self._judge_side = list(self.objective.discriminator.parameters())
-        self._autoencoder = torch.optim.Adam(self._generator_side, config.learning_rate)
-        self._discriminator = torch.optim.Adam(self._judge_side, config.learning_rate)
+        self._autoencoder = _adam(self._generator_side, config)
+        self._discriminator = _adam(self._judge_side, config)
         self._ema = None if config.ema_decay is None else Ema(model, config.ema_decay)
         size = model.config.codebook_size
         self.codebook = None if size is None else CodebookUse(size)
@@ -240,6 +240,10 @@ class Training:
         torch.set_rng_state(state["cpu"])
         if state["cuda"] is not None and self.model.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], self.model.device)
+
+
+def _adam(parameters: Sequence[nn.Parameter], config: StageConfig) -> torch.optim.Adam:
+    return torch.optim.Adam(parameters, config.learning_rate, (0.9, config.adam_beta2))
 
 
 def _add(sums: Logs, logs: Logs, num_parts: int) -> None:

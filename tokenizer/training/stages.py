@@ -15,11 +15,13 @@ class StageConfig:
     steps: int = 50_000
     """Batches in all."""
     learning_rate: float = 1e-5
-    """Of both Adam optimisers (betas 0.9 and 0.999, no weight decay)."""
+    """Of both Adam optimisers (beta1 0.9, no weight decay)."""
     warmup_steps: int = 0
     """Steps in which the learning rate grows to that, in a line."""
     final_rate: float = 1.0
     """Share of the learning rate that is left at the last step, after a cosine; 1: constant."""
+    adam_beta2: float = 0.999
+    """Decay of Adam's mean of squares."""
     encoder_fixed: bool = False
     """Only decoder, log-variance and discriminator learn."""
     precision: Precision = Precision.bf16
