@@ -308,6 +308,7 @@ class Scheduler:
         self._tally.in_flight = self._leases.num_running
         self._tally.num_workers = self._leases.num_owners
         self._tally.most_workers = max(self._tally.most_workers, self._leases.num_owners)
+        self._tally.remember()
 
     def _publish_manifest(self) -> None:
         try:

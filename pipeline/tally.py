@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.history import COLUMNS, History
+
 
 @dataclass(slots=True)
 class Tally:
@@ -37,8 +39,14 @@ class Tally:
     """When, by this process's monotonic clock."""
     began_at_seconds: float = field(default_factory=time.time)
     """The same as seconds since 1970; the command's own start where it is known."""
+    history: History = field(default_factory=History)
+    """How the counters grew."""
     is_interrupted: bool = False
     """It was asked to stop before everything was done."""
+
+    def remember(self) -> None:
+        """Keep this moment."""
+        self.history.add(time.monotonic() - self.began, self.counters)
 
     def record(self) -> dict[str, Any]:
         """For the heartbeat: plain values."""
@@ -53,6 +61,9 @@ class Tally:
             "expelled": self.expelled,
             "num_workers": self.num_workers,
             "before": self.before,
+            "to_cover": self.to_cover,
             "counters": self.counters,
+            "began_at_seconds": self.began_at_seconds,
+            "history": {"columns": list(COLUMNS), "moments": self.history.moments},
             "elapsed_seconds": time.monotonic() - self.began,
         }

@@ -1,1 +1,1 @@
-"""Pictures, charts and facts of the run report; ``python -m pipeline.report`` puts them together."""
+"""What the run report is made of; ``python -m pipeline.report`` puts it together."""
