@@ -1,7 +1,8 @@
-"""How the counters of a run grew: a bounded list of moments, for the report and for status. Pure."""
+"""How the counters of a run grew: a bounded list of moments, for report and status. Pure."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,7 +49,7 @@ class Step:
     seconds: float
     """Its length."""
     grown: dict[str, float]
-    """By how much each counter of `COLUMNS` grew; a worker that died may take some along: then 0."""
+    """By how much each counter of `COLUMNS` grew; 0 where a worker died with its own."""
 
     @property
     def clips_per_second(self) -> float:
@@ -64,7 +65,7 @@ def steps(moments: Sequence[Sequence[float]]) -> list[Step]:
     0.5
     """
     found = []
-    for before, after in zip(moments, moments[1:], strict=False):
+    for before, after in itertools.pairwise(moments):
         seconds = after[0] - before[0]
         if seconds > 0:
             pairs = zip(COLUMNS, before[1:], after[1:], strict=True)

@@ -74,7 +74,7 @@ def collect(
         num_bad: lines to keep of those with quarantined videos.
     """
     facts = LedgerFacts()
-    drawn: list[tuple[int, str, Line]] = []
+    drawn: list[tuple[float, str, Line]] = []
     bad: list[tuple[float, str, Line]] = []
     last_shard, last_ended = "", 0.0
 

@@ -110,7 +110,8 @@ def index_colours(indices: npt.NDArray[np.integer], codebook_size: int) -> Rgb:
         for v in values
     ]
     table = (np.array(colours) * 255).round().astype(np.uint8)
-    return table[places.reshape(indices.shape)]
+    picture: Rgb = table[places.reshape(indices.shape)]
+    return picture
 
 
 def latent_colours(latents: npt.NDArray[np.floating]) -> Rgb:
@@ -125,7 +126,8 @@ def latent_colours(latents: npt.NDArray[np.floating]) -> Rgb:
     low, high = np.percentile(latents, (2, 98), axis=(1, 2), keepdims=True)
     scaled = np.clip((latents - low) / np.maximum(high - low, 1e-9), 0.0, 1.0)
     chosen = scaled[[min(channel, len(latents) - 1) for channel in range(3)]]
-    return (chosen * 255).round().astype(np.uint8).transpose(1, 2, 0)
+    picture: Rgb = (chosen * 255).round().astype(np.uint8).transpose(1, 2, 0)
+    return picture
 
 
 def with_gaps(pictures: npt.NDArray[np.uint8], *, gap: int, colour: int) -> Rgb:
