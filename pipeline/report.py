@@ -20,14 +20,14 @@ from pipeline.errors import PipelineError, RunError
 from pipeline.heartbeat import read_heartbeats
 from pipeline.ledger import Ledger
 from pipeline.reporting import sections
-from pipeline.reporting.charts import short
+from pipeline.reporting.charts import short, size
 from pipeline.reporting.costs import cost
 from pipeline.reporting.failures import read_failures
 from pipeline.reporting.ledger_facts import LedgerFacts, collect, throughput
 from pipeline.reporting.page import alert, page, tiles
 from pipeline.reporting.quarantine import gallery
 from pipeline.reporting.row_sample import TokenClip, codebook_use, draw_rows
-from pipeline.reporting.strips import Strip, reconstruct
+from pipeline.reporting.strips import Strip
 from pipeline.run_record import read_run_record
 from pipeline.status import collect as collect_status
 from pipeline.storage import Storage
@@ -186,7 +186,7 @@ def compose_report(storage: Storage, options: ReportOptions) -> str:
         ),
     }
     return page(
-        title=f"{record['config']['dataset']['name']}: run report",
+        title=f"{_name(record)}: run report",
         head=_head(storage, record, status, facts, rate=_rate(flow.worked_seconds, facts.clips)),
         sections=parts,
         foot=f"Written {sections.moment(time.time())} from {storage}",
@@ -208,6 +208,9 @@ def _strips(
             return [], "", f"OUT has more than {SMALL_CLIPS:,} clips; --reconstruct N does it"
     if not wanted:
         return [], "", None
+    # it restores a run's configuration, as verify does: a second that others do without
+    from pipeline.reporting.reconstruction import reconstruct
+
     try:
         strips, missing = reconstruct(
             storage,
@@ -219,6 +222,11 @@ def _strips(
     except (PipelineError, TokenizerError) as error:
         return [], "", str(error)
     return strips, "Decoded for this report, in fp32.", missing
+
+
+def _name(record: Mapping[str, Any]) -> str:
+    """Of the data set."""
+    return str(record["config"].get("dataset", {}).get("name", "data set"))
 
 
 def _rate(seconds: float, clips: int) -> float:
@@ -240,7 +248,7 @@ def _head(
         badge = '<span class="badge warn">running</span>'
     else:
         badge = '<span class="badge bad">not finished</span>'
-    name = escape(record["config"]["dataset"]["name"])
+    name = escape(_name(record))
     sampling = record["fingerprint_of"].get("sampling", {})
     rates = ", ".join(f"{rate:g}" for rate in sampling.get("fps", ()))
     alerts = []
@@ -252,7 +260,7 @@ def _head(
         (short(status["videos"]), "videos"),
         (short(status["clips"]), "clips"),
         (short(facts.num_tokens), "tokens"),
-        (f"{short(status['token_bytes'] / 1e6)} MB", "in parts"),
+        (size(status["token_bytes"]), "in parts"),
         (short(rate), "clips per second"),
         (short(sum(status["quarantined"].values())), "quarantined"),
         (f"{status['final_shards']:,} / {status['num_shards']:,}", "shards final"),

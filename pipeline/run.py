@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig
@@ -116,6 +116,8 @@ def execute(run: RunConfig) -> int:
             work(job, plan, tally)
     finally:
         plan.ledger.publish(storage)
+    if run.output.report:
+        report(storage, run.dataset.storage_options)
     return conclude(plan, tally, storage)
 
 
@@ -272,6 +274,18 @@ def prepare(
         probe=None if found is None else found.record(),
     )
     return spec
+
+
+def report(storage: Storage, source_options: Mapping[str, Any]) -> None:
+    """Write the page about OUT; tokens are committed whether that succeeds or not."""
+    from pipeline.report import ReportOptions, write_report  # it imports this module
+
+    try:
+        place = write_report(storage, ReportOptions(source_options=source_options))
+    except PipelineError as error:
+        logger.warning("no report: %s", error)
+    else:
+        print(f"report: {place}")
 
 
 def conclude(plan: Plan, tally: Tally, storage: Storage) -> int:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-WIDTH, HEIGHT = 640, 200
+WIDTH, HEIGHT = 960, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 10, 24
 
 
@@ -35,6 +35,18 @@ def short(value: float) -> str:
         if abs(value) >= size:
             return f"{value / (1e3 if letter == 'k' else size):.3g}{letter}"
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
+
+
+def size(num_bytes: float) -> str:
+    """Bytes in decimal units.
+
+    >>> size(84183), size(512), size(3.2e12)
+    ('84.2 kB', '512 B', '3.2 TB')
+    """
+    for power, unit in ((12, "TB"), (9, "GB"), (6, "MB"), (3, "kB")):
+        if num_bytes >= 10**power:
+            return f"{num_bytes / 10**power:.3g} {unit}"
+    return f"{num_bytes:.0f} B"
 
 
 def bars(counts: Mapping[str, float], *, most: int = 8, unit: str = "") -> str:

@@ -36,7 +36,7 @@ a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: un
   margin-top: 18px; }
 .tile { background: var(--card); border: 1px solid var(--rule); border-radius: 12px;
   padding: 12px 14px; }
-.tile b { display: block; font-size: 23px; line-height: 1.25; font-weight: 650;
+.tile b { display: block; font-size: 21px; white-space: nowrap; line-height: 1.25; font-weight: 650;
   font-variant-numeric: tabular-nums; } .tile span { color: var(--soft); font-size: 13px; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(270px, 1fr));
   gap: 0 32px; }

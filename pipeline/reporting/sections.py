@@ -271,8 +271,8 @@ def cost_section(cost: Cost) -> str:
     rows.append(row("worker-seconds, from start to end", cost.worker_seconds))
     head = ("", "all", "per 1,000 clips", "per hour of video")
     how = (
-        f"From the counters of {cost.drivers:,} runs: {cost.clips:,.0f} clips of "
-        f"{cost.video_seconds / 3600:,.2f} hours of video. "
+        f"From the counters of {cost.drivers:,} run{'s' * (cost.drivers != 1)}: "
+        f"{cost.clips:,.0f} clips of {cost.video_seconds / 3600:,.2f} hours of video. "
         + ("" if cost.has_gpus else "Encoding: its time, times its threads. ")
         + "A worker that was killed takes its counters along."
     )
