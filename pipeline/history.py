@@ -18,6 +18,9 @@ COLUMNS = (
     "decoder_busy_seconds",
     "decoder_full_seconds",
     "encoded_clips",
+    "covered",
+    "source_seconds",
+    "token_bytes",
 )
 """The counters of a moment, behind its ``at_seconds``."""
 
@@ -30,6 +33,10 @@ class History:
     """Least time between two moments."""
     moments: list[list[float]] = field(default_factory=list)
     """Each: seconds since the run began, then the counters of `COLUMNS`."""
+
+    def record(self) -> dict[str, Any]:
+        """For the heartbeat: plain values."""
+        return {"columns": list(COLUMNS), "moments": self.moments}
 
     def add(self, at_seconds: float, counters: Mapping[str, float]) -> None:
         """Keep a moment, unless the last one was just now."""
@@ -60,7 +67,7 @@ class Step:
 def steps(moments: Sequence[Sequence[float]]) -> list[Step]:
     """What happened between moments.
 
-    >>> first, second = [0.0] * 9, [10.0, 5.0, *[0.0] * 7]
+    >>> first, second = [0.0] * 12, [10.0, 5.0, *[0.0] * 10]
     >>> steps([first, second])[0].clips_per_second
     0.5
     """
@@ -72,6 +79,16 @@ def steps(moments: Sequence[Sequence[float]]) -> list[Step]:
             grown = {name: max(0.0, new - old) for name, old, new in pairs}
             found.append(Step(before[0], seconds, grown))
     return found
+
+
+def lately(found: Sequence[Step], *, seconds: float) -> Step | None:
+    """The last steps as one, at least so long where there are enough; None of none."""
+    if not found:
+        return None
+    end = found[-1].at_seconds + found[-1].seconds
+    last = [step for step in found if step.at_seconds >= end - seconds] or [found[-1]]
+    grown = {name: sum(step.grown[name] for step in last) for name in COLUMNS}
+    return Step(last[0].at_seconds, end - last[0].at_seconds, grown)
 
 
 def moments_of(beat: Mapping[str, Any]) -> list[list[float]]:

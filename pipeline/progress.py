@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.live import Live
-from rich.text import Text
 
 from pipeline.balance import bottleneck
 from pipeline.ledger import Counts
+from pipeline.live import duration, panel
 from pipeline.tally import Tally
 
 PLAIN_SECONDS = 10.0
@@ -22,7 +22,7 @@ RATE_SECONDS = 60.0
 
 
 class ProgressLine:
-    """One line that is renewed on a terminal, or written every few seconds elsewhere."""
+    """A table that is renewed on a terminal, or a line every few seconds elsewhere."""
 
     def __init__(self) -> None:
         """Write to standard error, so that results on standard output stay clean."""
@@ -44,18 +44,17 @@ class ProgressLine:
             self._live.stop()
 
     def show(self, tally: Tally) -> None:
-        """Bring the line up to date."""
+        """Bring it up to date."""
         now = time.monotonic()
         clips, covered = tally.counters.get("clips", 0.0), tally.counters.get("covered", 0.0)
         self._history.append((now, clips, covered))
         while len(self._history) > 2 and now - self._history[0][0] > RATE_SECONDS:
             self._history.popleft()
-        line = self.line(tally, now)
         if self._live is not None:
-            self._live.update(Text(line, overflow="ellipsis", no_wrap=True))
+            self._live.update(panel(tally.record()))
         elif now - self._written >= PLAIN_SECONDS:
             self._written = now
-            self._console.print(line)
+            self._console.print(self.line(tally, now))
 
     def line(self, tally: Tally, now: float) -> str:
         """The text of the line."""
@@ -83,17 +82,6 @@ class ProgressLine:
         if tally.failed:
             parts.append(f"failed {len(tally.failed)}")
         return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes, seconds.
-
-    >>> duration(3725.4), duration(42)
-    ('1:02:05', '0:42')
-    """
-    whole = round(max(0.0, seconds))
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
 def summary(tally: Tally, counts: Counts, *, root: str) -> str:

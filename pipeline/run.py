@@ -183,12 +183,13 @@ def work(job: _Job, plan: Plan, tally: Tally) -> None:
     workers = start_workers(job, len(plan.tasks))
     try:
         with ProgressLine() as line:
+            show = shown_by(line.show, job.run.cluster.kind)
             scheduler = Scheduler(
                 storage=job.storage,
                 workers=workers,
                 rules=resolve.retry_rules(job.run),
                 tally=tally,
-                show=line.show,
+                show=show,
             )
             with stop_on_signals(scheduler.stop, workers.stop_now, job.run.cluster.grace_seconds):
                 scheduler.run(plan.tasks, plan.ledger)
@@ -196,6 +197,21 @@ def work(job: _Job, plan: Plan, tally: Tally) -> None:
         workers.close()
     if tally.is_interrupted:
         raise Interrupted(f"{len(plan.tasks)} shards were left to do")
+
+
+def shown_by(show: Callable[[Tally], None], cluster: ClusterKind) -> Callable[[Tally], None]:
+    """Who is told how the run stands: the terminal, and on Ray its metrics endpoint."""
+    if cluster is ClusterKind.inline:
+        return show
+    from pipeline.actors import publish_runs
+
+    publish = publish_runs()
+
+    def both(tally: Tally) -> None:
+        show(tally)
+        publish(tally)
+
+    return both
 
 
 def start_workers(job: _Job, num_tasks: int) -> Workers:

@@ -164,6 +164,7 @@ class Scheduler:
             return
         if finished.error is None:
             self._ledger.add(finished.receipts)
+            self._tally.take(finished.receipts)
             self._finish(shard)
         elif isinstance(finished.error, HandedBack):
             self._tally.handed_back += 1

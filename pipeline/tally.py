@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.history import COLUMNS, History
+from pipeline.history import History
+from pipeline.reader import shown
+from pipeline.receipts import Receipt
+
+LAST_QUARANTINED = 4
+"""Of these the newest are shown while a run goes on."""
 
 
 @dataclass(slots=True)
@@ -41,8 +48,17 @@ class Tally:
     """The same as seconds since 1970; the command's own start where it is known."""
     history: History = field(default_factory=History)
     """How the counters grew."""
+    last_quarantined: deque[str] = field(default_factory=lambda: deque(maxlen=LAST_QUARANTINED))
+    """``shard::key: reason`` of the newest ones in shards that have ended."""
     is_interrupted: bool = False
     """It was asked to stop before everything was done."""
+
+    def take(self, receipts: Iterable[Receipt]) -> None:
+        """Remember what was quarantined lately."""
+        for receipt in receipts:
+            for video in receipt.quarantined[-LAST_QUARANTINED:]:
+                text = f"{receipt.shard}::{shown(video['key'])}: {video['reason']}"
+                self.last_quarantined.append(text)
 
     def remember(self) -> None:
         """Keep this moment."""
@@ -64,6 +80,7 @@ class Tally:
             "to_cover": self.to_cover,
             "counters": self.counters,
             "began_at_seconds": self.began_at_seconds,
-            "history": {"columns": list(COLUMNS), "moments": self.history.moments},
+            "last_quarantined": list(self.last_quarantined),
+            "history": self.history.record(),
             "elapsed_seconds": time.monotonic() - self.began,
         }

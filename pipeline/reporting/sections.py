@@ -14,8 +14,8 @@ import numpy as np
 from pipeline.balance import bottleneck, shares, waiting
 from pipeline.history import moments_of, steps
 from pipeline.ledger import Counts
+from pipeline.live import duration
 from pipeline.moments import LatentMoments
-from pipeline.progress import duration
 from pipeline.reporting.charts import area, bars, histogram, short, stacked
 from pipeline.reporting.costs import Cost
 from pipeline.reporting.ledger_facts import Throughput
