@@ -1,10 +1,12 @@
 """Names of the metrics that a run on Ray publishes for Prometheus, and what they mean. Pure.
 
-Ray puts ``ray_`` before every name, and the node and the worker's process into its labels.
+Ray puts ``ray_`` before every name and ``_total`` behind that of a sum; labels say the node
+(``NodeAddress``) and the process (``WorkerId``). ``python -m pipeline.metrics`` prints them all.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,12 +23,22 @@ class Metric(NamedTuple):
     """True: it only grows; False: it is as it is now."""
     meaning: str
 
+    @property
+    def exported(self) -> str:
+        """As Prometheus sees it.
+
+        >>> Metric("vidtok_clips", "clips", True, "").exported
+        'ray_vidtok_clips_total'
+        """
+        return f"ray_{self.name}{'_total' * self.is_sum}"
+
 
 WORKER_METRICS = (
     Metric("vidtok_videos", "videos", True, "Videos done with."),
     Metric("vidtok_clips", "clips", True, "Clips tokenised."),
     Metric("vidtok_quarantined_videos", "quarantined", True, "Videos that were quarantined."),
     Metric("vidtok_token_bytes", "token_bytes", True, "Bytes of committed parts."),
+    Metric("vidtok_covered", "covered", True, "Bytes (members of buckets) that are done with."),
     Metric("vidtok_source_seconds", "source_seconds", True, "Seconds of source video decoded."),
     Metric("vidtok_encoded_clips", "encoded_clips", True, "Clips through the encoder."),
     Metric("vidtok_encode_seconds", "encode_seconds", True, "Time that the encoder encoded."),
@@ -72,3 +84,18 @@ def value_of(metric: Metric, record: Mapping[str, Any]) -> float:
     """The number, or how many entries there are, under the metric's key; 0 where there is none."""
     value = record.get(metric.source, 0)
     return float(len(value)) if isinstance(value, Mapping) else float(value)
+
+
+def listing() -> str:
+    """A line for each metric: its name in Prometheus, its kind, its meaning."""
+    lines = []
+    for title, metrics in (("of every worker", WORKER_METRICS), ("of the driver", RUN_METRICS)):
+        lines.append(f"# {title}")
+        for metric in metrics:
+            kind = "counter" if metric.is_sum else "gauge"
+            lines.append(f"{metric.exported:40} {kind:8} {metric.meaning}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(listing() + "\n")

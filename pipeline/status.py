@@ -111,9 +111,12 @@ def watched(
 ) -> RenderableType:
     """What is committed, and the table of every driver at work."""
     at_work = running(drivers, time.time())
-    title = f"{root}: {facts['clips']:,} clips committed, {facts['final_shards']:,} of "
-    title += f"{facts['num_shards']:,} shards final"
-    return Group(Text(title), *(panel(beat) for beat in at_work))
+    place = Text(root, style="bold", no_wrap=True, overflow="ellipsis")
+    committed = (
+        f"{facts['clips']:,} clips committed, {facts['final_shards']:,} of "
+        f"{facts['num_shards']:,} shards final"
+    )
+    return Group(place, Text(committed), *(panel(beat) for beat in at_work))
 
 
 def one_line(facts: Mapping[str, Any], drivers: Sequence[Mapping[str, Any]]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -60,7 +59,7 @@ class RowSample:
     codebook: npt.NDArray[np.int64] | None = None
     """``[K]``: how often each index is used; None of latents."""
     shown: list[TokenClip] = field(default_factory=list)
-    """A few clips, of different parts first."""
+    """A few clips, of every rate and bucket first."""
 
 
 def draw_rows(storage: Storage, lines: Sequence[Line], *, num_shown: int) -> RowSample:
@@ -70,7 +69,7 @@ def draw_rows(storage: Storage, lines: Sequence[Line], *, num_shown: int) -> Row
         RunError: a part that cannot be trusted.
     """
     sample, left = RowSample(), MAX_BYTES
-    shown: list[list[TokenClip]] = []
+    found: list[TokenClip] = []
     for line in lines:
         group = _hash(line.part or "") % len(line.row_groups)
         content = read_group(storage, line, group)
@@ -79,14 +78,24 @@ def draw_rows(storage: Storage, lines: Sequence[Line], *, num_shown: int) -> Row
         sample.token_format = footer.token_format
         is_last = group == len(line.row_groups) - 1
         _count(sample, table, is_last=is_last)
-        per_part = -(-num_shown // len(lines))
-        shown.append(list(itertools.islice(_clips(line, table, footer.token_format), per_part)))
+        found += _clips(line, table, footer.token_format, most_of_kind=-(-num_shown // len(lines)))
         left -= len(content)
         if left <= 0:
             break
-    ordered = (clip for turn in itertools.zip_longest(*shown) for clip in turn if clip is not None)
-    sample.shown = list(itertools.islice(ordered, num_shown))
+    sample.shown = _mixed(found)[:num_shown]
     return sample
+
+
+def _mixed(clips: Sequence[TokenClip]) -> list[TokenClip]:
+    """One of each rate and bucket, then a second of each, and so on; of different videos first."""
+    videos, kinds = Counter[tuple[str, str]](), Counter[tuple[float, str]]()
+    order = []
+    for at, clip in enumerate(clips):
+        video, kind = (clip.line.shard, clip.row["key"]), (clip.row["fps"], clip.row["bucket"])
+        order.append((kinds[kind], videos[video], at))
+        videos[video] += 1
+        kinds[kind] += 1
+    return [clips[at] for *_, at in sorted(order)]
 
 
 def _count(sample: RowSample, table: pa.Table, *, is_last: bool) -> None:
@@ -133,14 +142,17 @@ def _count_indices(
         sample.codebook += np.bincount(indices.ravel(), minlength=size)
 
 
-def _clips(line: Line, table: pa.Table, token_format: TokenFormat) -> Iterator[TokenClip]:
-    """Clips of a row group, one of each video, in hashed order."""
+def _clips(
+    line: Line, table: pa.Table, token_format: TokenFormat, *, most_of_kind: int
+) -> Iterator[TokenClip]:
+    """Some clips of each rate and bucket of a row group, in hashed order."""
     rows = table.drop_columns(["tokens"]).to_pylist()
-    tokens, seen = blobs(table.column("tokens")), set()
+    tokens, kinds = blobs(table.column("tokens")), Counter[tuple[float, str]]()
     for at in sorted(range(len(rows)), key=lambda at: _hash(rows[at]["clip_id"])):
         row = rows[at]
-        if row["key"] not in seen:
-            seen.add(row["key"])
+        kind = (row["fps"], row["bucket"])
+        kinds[kind] += 1
+        if kinds[kind] <= most_of_kind:
             unpacked = token_format.unpack_row(tokens[at], row["token_shape"])
             yield TokenClip(line=line, row=row, tokens=unpacked)
 
