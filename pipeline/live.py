@@ -82,13 +82,13 @@ def stages(beat: Mapping[str, Any]) -> list[tuple[str, str, float | None, str]]:
             "decode",
             f"{found.per_second('source_seconds'):.1f} s of video/s",
             1 - share.full - share.idle if has_children else None,
-            f"{decoders:.0f} processes, {share.full:.0%} wait for the encoder",
+            f"processes: {decoders:.0f}, {share.full:.0%} wait for the encoder",
         ),
         (
             "encode",
             f"{found.per_second('encoded_clips'):.2f} clips/s",
             1 - share.starved if has_clips else None,
-            f"{workers} workers, {share.starved:.0%} wait for clips",
+            f"workers: {workers}, {share.starved:.0%} wait for clips",
         ),
         ("write", f"{found.per_second('token_bytes') / 1e6:.3f} MB/s", None, "tokens"),
     ]

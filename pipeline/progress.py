@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -28,6 +30,7 @@ class ProgressLine:
         """Write to standard error, so that results on standard output stay clean."""
         self._console = Console(file=sys.stderr, soft_wrap=True, highlight=False)
         self._live: Live | None = None
+        self._led: list[tuple[logging.StreamHandler[Any], Any]] = []
         self._written = 0.0
         self._history: deque[tuple[float, float, float]] = deque()
 
@@ -36,10 +39,23 @@ class ProgressLine:
         if self._console.is_terminal:
             self._live = Live(console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
+            self._lead_logging()
         return self
+
+    def _lead_logging(self) -> None:
+        """Log lines go above the table: rich moves what is written to the streams it has replaced.
+
+        Handlers made before hold the terminal itself and would write into the table.
+        """
+        for handler in logging.getLogger().handlers:
+            if type(handler) is logging.StreamHandler and handler.stream.isatty():
+                self._led.append((handler, handler.setStream(sys.stderr)))
 
     def __exit__(self, *_: object) -> None:
         """Leave the terminal as it was."""
+        for handler, stream in self._led:
+            handler.setStream(stream)
+        self._led = []
         if self._live is not None:
             self._live.stop()
 

@@ -27,6 +27,7 @@ from pipeline.reporting.ledger_facts import LedgerFacts, collect, throughput
 from pipeline.reporting.page import alert, page, tiles
 from pipeline.reporting.quarantine import gallery
 from pipeline.reporting.row_sample import TokenClip, codebook_use, draw_rows
+from pipeline.reporting.samples import read_samples
 from pipeline.reporting.strips import Strip
 from pipeline.run_record import read_run_record
 from pipeline.status import collect as collect_status
@@ -40,6 +41,8 @@ PLACE = "report/index.html"
 NUM_PARTS = 48
 """Parts of which a row group is read."""
 NUM_MAPS = 6
+NUM_SAMPLES = 6
+"""Of those in samples/, shown; PSNR is of all."""
 NUM_BAD = 24
 """Quarantined videos shown."""
 NUM_STEPS = 160
@@ -144,14 +147,14 @@ def compose_report(storage: Storage, options: ReportOptions) -> str:
     )
     sample = draw_rows(storage, facts.drawn, num_shown=NUM_MAPS)
     use = None if sample.codebook is None else codebook_use(sample.codebook)
-    strips, origin, missing = _strips(storage, record, facts, sample.shown, options)
+    strips, measured, origin, missing = _strips(storage, record, facts, sample.shown, options)
     failures, num_failures = read_failures(storage, most=NUM_FAILURES)
     flow = throughput(facts.began, facts.ended, facts.rows, num_steps=NUM_STEPS)
     output = record["config"].get("output", {})
     parts = {
         "clips": (
             "Source and reconstruction",
-            sections.strips_section(strips, origin=origin, missing=missing),
+            sections.strips_section(strips, measured, origin=origin, missing=missing),
         ),
         "tokens": (
             "Tokens",
@@ -199,15 +202,18 @@ def _strips(
     facts: LedgerFacts,
     clips: Sequence[TokenClip],
     options: ReportOptions,
-) -> tuple[list[Strip], str, str | None]:
-    """Clips beside what becomes of them, where they come from, and why there are not more."""
+) -> tuple[list[Strip], list[Strip], str, str | None]:
+    """Clips to show, clips to measure by, where they come from, and why there are not more."""
     wanted = options.num_reconstructed
     if wanted is None:
+        measured, shown = read_samples(storage, num_shown=NUM_SAMPLES)
+        if measured:
+            return shown, measured, "Decoded by the workers, drawn by hash.", None
         wanted = RECONSTRUCTED if facts.clips <= SMALL_CLIPS else 0
         if not wanted:
-            return [], "", f"OUT has more than {SMALL_CLIPS:,} clips; --reconstruct N does it"
+            return [], [], "", f"OUT has more than {SMALL_CLIPS:,} clips; --reconstruct N does it"
     if not wanted:
-        return [], "", None
+        return [], [], "", None
     # it restores a run's configuration, as verify does: a second that others do without
     from pipeline.reporting.reconstruction import reconstruct
 
@@ -220,8 +226,8 @@ def _strips(
             seconds=options.reconstruct_seconds,
         )
     except (PipelineError, TokenizerError) as error:
-        return [], "", str(error)
-    return strips, "Decoded for this report, in fp32.", missing
+        return [], [], "", str(error)
+    return strips, strips, "Decoded for this report, in fp32.", missing
 
 
 def _name(record: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from pipeline.receipts import read_receipt, receipt_name
 from pipeline.records import SamplingMode
 from pipeline.reencode import recorded_run, recorded_spec
 from pipeline.reporting.frames import decode_frames
-from pipeline.reporting.pictures import strip
+from pipeline.reporting.pictures import jpeg, strip
 from pipeline.reporting.row_sample import TokenClip
 from pipeline.reporting.strips import NUM_FRAMES, Strip, psnr
 from pipeline.storage import Storage
@@ -129,6 +129,8 @@ def _strip(clip: TokenClip, source: npt.NDArray[np.uint8], decoded: npt.NDArray[
         fps=row["fps"],
         bucket=row["bucket"],
         psnr=psnr(source, decoded),
-        source=strip(source, num=NUM_FRAMES),
-        reconstruction=strip(decoded, num=NUM_FRAMES),
+        pictures={
+            "source": jpeg(strip(source, num=NUM_FRAMES)),
+            "reconstruction": jpeg(strip(decoded, num=NUM_FRAMES)),
+        },
     )

@@ -25,7 +25,7 @@ _COLUMNS = [
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TokenClip:
     """One clip and its tokens."""
 
@@ -78,24 +78,32 @@ def draw_rows(storage: Storage, lines: Sequence[Line], *, num_shown: int) -> Row
         sample.token_format = footer.token_format
         is_last = group == len(line.row_groups) - 1
         _count(sample, table, is_last=is_last)
-        found += _clips(line, table, footer.token_format, most_of_kind=-(-num_shown // len(lines)))
+        found += _clips(
+            line, table, footer.token_format, most_of_kind=max(2, -(-num_shown // len(lines)))
+        )
         left -= len(content)
         if left <= 0:
             break
-    sample.shown = _mixed(found)[:num_shown]
+    sample.shown = _mixed(found, num_shown)
     return sample
 
 
-def _mixed(clips: Sequence[TokenClip]) -> list[TokenClip]:
-    """One of each rate and bucket, then a second of each, and so on; of different videos first."""
+def _mixed(clips: Sequence[TokenClip], num: int) -> list[TokenClip]:
+    """Some clips: each next one of the rate and bucket, then of the video, that came least yet."""
     videos, kinds = Counter[tuple[str, str]](), Counter[tuple[float, str]]()
-    order = []
-    for at, clip in enumerate(clips):
-        video, kind = (clip.line.shard, clip.row["key"]), (clip.row["fps"], clip.row["bucket"])
-        order.append((kinds[kind], videos[video], at))
-        videos[video] += 1
+    left, chosen = list(clips), list[TokenClip]()
+
+    def names(clip: TokenClip) -> tuple[tuple[float, str], tuple[str, str]]:
+        return (clip.row["fps"], clip.row["bucket"]), (clip.line.shard, clip.row["key"])
+
+    while left and len(chosen) < num:
+        best = min(left, key=lambda clip: (kinds[names(clip)[0]], videos[names(clip)[1]]))
+        left.remove(best)
+        chosen.append(best)
+        kind, video = names(best)
         kinds[kind] += 1
-    return [clips[at] for *_, at in sorted(order)]
+        videos[video] += 1
+    return chosen
 
 
 def _count(sample: RowSample, table: pa.Table, *, is_last: bool) -> None:

@@ -39,12 +39,22 @@ MAX_TOKEN_FRAMES = 5
 # ---- pictures ----
 
 
-def strips_section(strips: Sequence[Strip], *, origin: str, missing: str | None) -> str:
-    """Source above reconstruction, and PSNR for each rate and bucket."""
-    if not strips:
+def strips_section(
+    strips: Sequence[Strip], measured: Sequence[Strip], *, origin: str, missing: str | None
+) -> str:
+    """Source above reconstruction, and PSNR for each rate and bucket.
+
+    Args:
+        strips: clips with pictures.
+        measured: clips that PSNR is of.
+        origin: who decoded them, as a sentence.
+        missing: why there are not more of them.
+    """
+    if not measured:
         return note(f"No clip was reconstructed: {missing or 'none was asked for'}.")
     kinds = [
-        (kind, f"{num:,}", f"{median:.2f}") for kind, (num, median) in psnr_by_kind(strips).items()
+        (kind, f"{num:,}", f"{median:.2f}")
+        for kind, (num, median) in psnr_by_kind(measured).items()
     ]
     figures = "".join(_strip_figure(one) for one in strips)
     why_not_more = note(f"Not all could be shown: {missing}.") if missing else ""
@@ -57,8 +67,8 @@ def strips_section(strips: Sequence[Strip], *, origin: str, missing: str | None)
 
 def _strip_figure(one: Strip) -> str:
     pictures = "".join(
-        f'<img alt="{what} of {escape(one.clip_id)}" src="{address(jpeg(image))}">'
-        for what, image in (("source", one.source), ("reconstruction", one.reconstruction))
+        f'<img alt="{escape(what)} of {escape(one.clip_id)}" src="{address(picture)}">'
+        for what, picture in one.pictures.items()
     )
     caption = f" · {escape(one.caption[:160])}" if one.caption else ""
     return (

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
-
-from pipeline.reporting.pictures import Rgb
 
 NUM_FRAMES = 6
 """Of a clip, side by side."""
@@ -25,10 +23,17 @@ class Strip:
     bucket: str
     psnr: float
     """Of all frames of the clip, in dB."""
-    source: Rgb
-    """Some of its frames, side by side."""
-    reconstruction: Rgb
-    """The same frames, decoded from the tokens."""
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    """What each shows -> PNG or JPEG, from top to bottom."""
+
+    @property
+    def kind(self) -> str:
+        """Rate and bucket."""
+        return f"{self.fps:g} fps, {self.bucket}"
+
+    def with_pictures(self, pictures: Mapping[str, bytes]) -> Strip:
+        """The same clip with these."""
+        return replace(self, pictures=pictures)
 
 
 def psnr(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> float:
@@ -46,5 +51,5 @@ def psnr_by_kind(strips: Sequence[Strip]) -> dict[str, tuple[int, float]]:
     """Number of clips and median PSNR for each rate and bucket."""
     kinds: dict[str, list[float]] = {}
     for one in strips:
-        kinds.setdefault(f"{one.fps:g} fps, {one.bucket}", []).append(one.psnr)
+        kinds.setdefault(one.kind, []).append(one.psnr)
     return {kind: (len(found), float(np.median(found))) for kind, found in sorted(kinds.items())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -179,3 +180,37 @@ def test_a_wrong_watch_is_one_line(
         code = int(str(stopped.code))
     assert code == 2
     assert said in capsys.readouterr().err
+
+
+SHOW = """
+import logging, sys, time
+logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
+from pipeline.progress import ProgressLine
+from pipeline.tally import Tally
+with ProgressLine() as shown:
+    shown.show(Tally(num_shards=3))
+    time.sleep(0.6)
+    logging.info("a line of the log")
+    shown.show(Tally(num_shards=3))
+logging.info("a line afterwards")
+"""
+
+
+def test_log_lines_stand_above_the_table_and_go_to_the_terminal_again_afterwards() -> None:
+    leader, follower = pty.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+    command = [sys.executable, "-c", SHOW]
+    with subprocess.Popen(command, stdout=follower, stderr=follower, env=environment) as process:
+        os.close(follower)
+        seen = b""
+        with contextlib.suppress(OSError):  # the other side is closed
+            while chunk := os.read(leader, 4096):
+                seen += chunk
+    os.close(leader)
+    assert process.returncode == 0
+    # rich takes the table away (cursor up, erase line) before it writes the line
+    before_the_line = seen.partition(b"a line of the log")[0]
+    assert b"0 of 3 shards" in before_the_line
+    assert before_the_line.rstrip(b"\x1b[0m").endswith((b"\x1b[2K", b"\r"))
+    assert seen.count(b"a line of the log") == 1
+    assert b"a line afterwards" in seen

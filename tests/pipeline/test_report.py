@@ -108,8 +108,8 @@ def test_names_and_captions_are_text_not_markup(out: Storage, shown: Page) -> No
 
 def test_every_picture_of_a_report_can_be_decoded(shown: Page) -> None:
     kinds = Counter(alt.split(" of ")[0] for alt, _ in shown.pictures)
-    assert kinds["source"] == kinds["reconstruction"] == 2
-    assert kinds["tokens"] == 2
+    assert kinds["source"] == kinds["reconstruction"] == 4
+    assert kinds["tokens"] == 4
     for _, address_ in shown.pictures:
         assert pixels(address_).ndim == 3
 
@@ -120,7 +120,8 @@ def test_the_source_strip_shows_the_source_and_psnr_is_of_its_reconstruction(sho
         assert strip.shape[0] == 32
         assert strip.std() > 20  # a scene, not a blank
     assert re.search(r"\d+\.\d\d dB · a-[0-9a-f]{12}/(one|two)@(3|8)fps#0", shown.text)
-    assert "median PSNR, dB" in shown.text
+    for kind in ("3 fps, 32x32", "8 fps, 32x32"):
+        assert kind in shown.text
 
 
 def test_a_report_names_what_was_quarantined_and_why(shown: Page) -> None:
@@ -183,6 +184,31 @@ def test_a_report_is_written_to_s3(bucket: str) -> None:
     place = write_report(storage, ReportOptions(num_reconstructed=0))
     assert place.endswith("report/index.html")
     assert Page(storage.read("report/index.html").decode()).tags["section"] == 8
+
+
+def test_samples_of_the_workers_are_shown_and_psnr_is_of_all(tmp_path: Path) -> None:
+    storage = make_out(tmp_path / "out", shards=1, videos=1)
+    dice = np.random.default_rng(5)
+    for slot in range(20):
+        line = {"clip_id": f"s/<k>{slot}@8fps#0", "fps": 8.0 if slot % 4 else 3.0}
+        line |= {"bucket": "64x64", "recon_psnr": 20.0 + slot, "frames": [0, 5]}
+        storage.put(f"samples/{slot:04d}.json", json.dumps(line).encode())
+        storage.put(f"samples/{slot:04d}.png", png(dice.integers(0, 255, (8, 8, 3), np.uint8)))
+    page = Page(compose_report(storage, ReportOptions()))
+    strips = [alt for alt, _ in page.pictures if "reconstruction" in alt]
+    assert len(strips) == 6
+    assert sum("@" in alt for alt in strips) == 6
+    assert "3 fps, 64x64528.00" in page.text  # 5 clips, median 28
+    assert "8 fps, 64x641530.00" in page.text
+
+
+def test_a_sample_that_no_run_wrote_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = make_out(tmp_path / "out", shards=1, videos=1)
+    storage.put("samples/0003.json", b"[]")
+    assert main([storage.root]) == 2
+    assert "samples/0003.json is no sample" in capsys.readouterr().err
 
 
 # ---- pure parts ----
