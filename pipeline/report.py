@@ -19,7 +19,7 @@ from typing import Any
 from pipeline.errors import PipelineError, RunError
 from pipeline.heartbeat import read_heartbeats
 from pipeline.ledger import Ledger
-from pipeline.reporting import sections
+from pipeline.reporting import outcomes, sections
 from pipeline.reporting.charts import short, size
 from pipeline.reporting.costs import cost
 from pipeline.reporting.failures import read_failures
@@ -171,7 +171,7 @@ def compose_report(storage: Storage, options: ReportOptions) -> str:
         "cost": ("Cost", sections.cost_section(cost(record, beats))),
         "quarantine": (
             "Quarantine",
-            sections.quarantine_section(
+            outcomes.quarantine_section(
                 gallery(storage, facts.bad, most=NUM_BAD, seconds=GALLERY_SECONDS),
                 counts,
                 kept_originals=bool(output.get("keep_quarantined")),
@@ -179,20 +179,20 @@ def compose_report(storage: Storage, options: ReportOptions) -> str:
         ),
         "failures": (
             "Failures and retries",
-            sections.failures_section(
+            outcomes.failures_section(
                 failures, num_failures=num_failures, beats=beats, cut=counts.cut
             ),
         ),
         "provenance": (
             "Provenance",
-            sections.provenance_section(record, facts.environments),
+            outcomes.provenance_section(record, facts.environments),
         ),
     }
     return page(
         title=f"{_name(record)}: run report",
         head=_head(storage, record, status, facts, rate=_rate(flow.worked_seconds, facts.clips)),
         sections=parts,
-        foot=f"Written {sections.moment(time.time())} from {storage}",
+        foot=f"Written {outcomes.moment(time.time())} from {storage}",
     )
 
 

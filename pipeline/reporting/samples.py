@@ -1,4 +1,4 @@
-"""``OUT/samples/``: clips that workers decoded again: ``<slot>.json`` and its picture ``<slot>.png``.
+"""``OUT/samples/``: clips that workers decoded again, ``<slot>.json`` and ``<slot>.png``.
 
 The picture has source frames above their reconstruction.
 """
