@@ -109,7 +109,7 @@ def test_names_and_captions_are_text_not_markup(out: Storage, shown: Page) -> No
 def test_every_picture_of_a_report_can_be_decoded(shown: Page) -> None:
     kinds = Counter(alt.split(" of ")[0] for alt, _ in shown.pictures)
     assert kinds["source"] == kinds["reconstruction"] == 4
-    assert kinds["tokens"] == 4
+    assert kinds["tokens"] == 6
     for _, address_ in shown.pictures:
         assert pixels(address_).ndim == 3
 
