@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from pipeline.progress import duration
+from pipeline.live import duration
 
 PLAIN_SECONDS = 10.0
 """Between two lines where there is no terminal."""

@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import resolve
+from pipeline.chosen_tokenizer import checkpoint_path, model_config
 from pipeline.config import DatasetKind, RunConfig
 from pipeline.draw import Sources
+from pipeline.errors import ConfigError
 from pipeline.manifest import Line
 from pipeline.receipts import read_receipt, receipt_name
 from pipeline.records import SamplingMode
@@ -57,6 +59,8 @@ def reconstruct(
     run = recorded_run(record, source_options, {})
     if resolve.clip_plan(run).mode is SamplingMode.whole:
         return [], "whole videos are not reconstructed here"
+    if run.dataset.spans is not None or run.dataset.spans_key is not None:
+        return [], "clips of spans are not reconstructed here"
     spec, model = recorded_spec(run, record), _decoder(run)
     sources = Sources(
         storage=storage,
@@ -79,12 +83,12 @@ def reconstruct(
 
 def _decoder(run: RunConfig) -> VideoTokenizer:
     """The model with its decoder, on the processor: its precision is then fp32."""
-    from tokenizer import load_tokenizer
+    from tokenizer import TokenizerConfig, load_tokenizer
 
-    section = run.tokenizer
-    return load_tokenizer(
-        resolve.model_config(run), resolve.checkpoint_path(run), "cpu", seed=section.seed
-    )
+    config = model_config(run)
+    if not isinstance(config, TokenizerConfig):
+        raise ConfigError(f"tokenizer {config.name} is a plugin: the report shows its samples only")
+    return load_tokenizer(config, checkpoint_path(run), "cpu", seed=run.tokenizer.seed)
 
 
 def _source_frames(
