@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from safetensors.torch import load_file
 
 from jobs import train_tokenizer
 from jobs.pictures import png
@@ -245,6 +246,50 @@ def test_stage_two_starts_from_stage_one_and_steps_may_grow(
         train(f"train.run={two}", "train.steps=1", f"train.start={one}", "train.encoder_fixed=true",
               "train.learning_rate=0.1")  # fmt: skip
     assert "train.encoder_fixed" not in str(refused.value)
+
+
+@pytest.mark.slow
+def test_a_start_in_the_published_layout_brings_its_discriminator_along(tmp_path: Path) -> None:
+    one, two, other = (tmp_path / name for name in ("one", "two", "other"))
+    train(f"train.run={one}", "train.steps=1", "loss.adversarial_start=0")
+    file = start_weights(str(one))
+    known = {name for name in load_file(file) if name.startswith("loss.")}
+    assert "loss.logvar" in known
+    assert len(known) > 20
+
+    rules = ["train.steps=1", f"train.start={file}", "loss.adversarial_start=5",
+             "train.learning_rate=1e-12"]  # fmt: skip
+    train(f"train.run={two}", *rules)
+    begun, gone_on = load_file(file), load_file(start_weights(str(two)))
+    kept = {name for name in known if torch.equal(begun[name], gone_on[name])}
+    assert {name for name in known if name.endswith("main.0.weight")} <= kept
+    assert torch.allclose(begun["loss.logvar"], gone_on["loss.logvar"])
+    train(f"train.run={other}", *rules, "loss.dims=3")
+    assert load_file(start_weights(str(other)))["loss.discriminator.main.0.weight"].ndim == 5
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments"),
+    [
+        ("kl_4x8x8_4chn", []),
+        pytest.param("fsq_4x8x8_32768_v1_1", ["sampling.clip_frames=33"], marks=pytest.mark.slow),
+        pytest.param("demo", ["loss.dims=3"], marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_other_models_and_judges_train(tmp_path: Path, model: str, arguments: list[str]) -> None:
+    sizes = ["train.steps=2", "loss.adversarial_start=1", *arguments]
+    config = composed(*CHOSEN[:1], f"+tokenizer={model}", *CHOSEN[2:], *TINY, *sizes,
+                      f"train.run={tmp_path}")  # fmt: skip
+    threads = torch.get_num_threads()
+    try:
+        train_tokenizer.execute(config)
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(False)
+    first, second = curve_of(tmp_path)
+    assert "g_loss" in second.keys() - first.keys()
+    assert ("perplexity" in second) is not model.startswith("kl")
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(

@@ -159,11 +159,11 @@ def test_crops_and_mirrors_are_parts_of_the_picture(tmp_path: Path) -> None:
 
 
 def test_zooms_are_even_in_octaves_and_leave_the_other_draws_alone() -> None:
+    rules = {"fps": (3.0, 8.0), "random_crop": True, "mirror": True}
     plain, zoomed = (
-        [draws(0, 0, f"s/{video}", 1, fps=(3.0, 8.0), random_crop=True, mirror=True, max_zoom=most)[0]
-         for video in range(800)]
+        [draws(0, 0, f"s/{video}", 1, **rules, max_zoom=most)[0] for video in range(800)]
         for most in (1.0, 4.0)
-    )  # fmt: skip
+    )
     assert {one.zoom for one in plain} == {1.0}
     assert [replace(one, zoom=1.0) for one in zoomed] == plain
     octaves = np.log2([one.zoom for one in zoomed])
