@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterator
 
-import av
 import numpy as np
-import numpy.typing as npt
 import torch
 from av.video.frame import VideoFrame
 from torch import Tensor
 
+from jobs.pictures import png
 from pipeline.decode import Pictures, Work, scanned
 from pipeline.errors import VideoError
 from pipeline.records import ClipPlan, TailPolicy, VideoLimits
@@ -85,15 +83,3 @@ def strip(source: Tensor, output: Tensor) -> bytes:
         for video in (source[0], output[0])
     ]
     return png(torch.cat(rows, dim=1).to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
-
-
-def png(picture: npt.NDArray[np.uint8]) -> bytes:
-    """uint8 ``[H, W, 3]`` as a PNG file."""
-    stream = io.BytesIO()
-    with av.open(stream, "w", format="image2pipe") as container:
-        video = container.add_stream("png", rate=1)
-        video.height, video.width = picture.shape[:2]
-        video.pix_fmt = "rgb24"
-        container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(video.encode(None))
-    return stream.getvalue()

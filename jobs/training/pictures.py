@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.pictures import png
 from jobs.training.checkpoints import write_atomically
 
 GAP = 2
@@ -36,28 +35,7 @@ def side_by_side(
     return picture
 
 
-def png(picture: NDArray[np.uint8]) -> bytes:
-    """A PNG file (RFC 2083) of uint8 ``[H, W, 3]``."""
-    height, width = picture.shape[:2]
-    # Each row is preceded by the number of its filter: 0, none.
-    rows = np.concatenate(
-        [np.zeros((height, 1), np.uint8), picture.reshape(height, width * 3)], axis=1
-    )
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + _chunk(b"IHDR", header)
-        + _chunk(b"IDAT", zlib.compress(rows.tobytes(), 6))
-        + _chunk(b"IEND", b"")
-    )
-
-
 def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
     """Write a PNG that is there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda unfinished: unfinished.write_bytes(png(picture)))
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    check = zlib.crc32(kind + content)
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)

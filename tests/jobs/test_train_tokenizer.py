@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from safetensors.torch import load_file
 
 from jobs import train_tokenizer
+from jobs.pictures import png
 from jobs.training import compose, resolve
 from jobs.training.checkpoints import Checkpoints, latest_checkpoint, read_state, start_weights
 from jobs.training.config import TrainConfig
-from jobs.training.pictures import png, side_by_side
+from jobs.training.pictures import side_by_side
 from jobs.training.progress import training_line
 from jobs.training.record import check_record, write_record
 from pipeline.config import ClusterKind
@@ -245,6 +248,50 @@ def test_stage_two_starts_from_stage_one_and_steps_may_grow(
     assert "train.encoder_fixed" not in str(refused.value)
 
 
+@pytest.mark.slow
+def test_a_start_in_the_published_layout_brings_its_discriminator_along(tmp_path: Path) -> None:
+    one, two, other = (tmp_path / name for name in ("one", "two", "other"))
+    train(f"train.run={one}", "train.steps=1", "loss.adversarial_start=0")
+    file = start_weights(str(one))
+    known = {name for name in load_file(file) if name.startswith("loss.")}
+    assert "loss.logvar" in known
+    assert len(known) > 20
+
+    rules = ["train.steps=1", f"train.start={file}", "loss.adversarial_start=5",
+             "train.learning_rate=1e-12"]  # fmt: skip
+    train(f"train.run={two}", *rules)
+    begun, gone_on = load_file(file), load_file(start_weights(str(two)))
+    kept = {name for name in known if torch.equal(begun[name], gone_on[name])}
+    assert {name for name in known if name.endswith("main.0.weight")} <= kept
+    assert torch.allclose(begun["loss.logvar"], gone_on["loss.logvar"])
+    train(f"train.run={other}", *rules, "loss.dims=3")
+    assert load_file(start_weights(str(other)))["loss.discriminator.main.0.weight"].ndim == 5
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments"),
+    [
+        ("kl_4x8x8_4chn", []),
+        pytest.param("fsq_4x8x8_32768_v1_1", ["sampling.clip_frames=33"], marks=pytest.mark.slow),
+        pytest.param("demo", ["loss.dims=3"], marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_other_models_and_judges_train(tmp_path: Path, model: str, arguments: list[str]) -> None:
+    sizes = ["train.steps=2", "loss.adversarial_start=1", *arguments]
+    config = composed(*CHOSEN[:1], f"+tokenizer={model}", *CHOSEN[2:], *TINY, *sizes,
+                      f"train.run={tmp_path}")  # fmt: skip
+    threads = torch.get_num_threads()
+    try:
+        train_tokenizer.execute(config)
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(False)
+    first, second = curve_of(tmp_path)
+    assert "g_loss" in second.keys() - first.keys()
+    assert ("perplexity" in second) is not model.startswith("kl")
+
+
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -296,10 +343,9 @@ def test_a_picture_has_the_source_above_and_is_a_png() -> None:
     assert picture.shape == (6, 13, 3)
     assert np.array_equal(picture[:2, :3], source[0])
     assert np.array_equal(picture[4:, 10:], 255 - source[3])
-    written = png(picture)
-    at = written.index(b"IDAT") + 4
-    rows = np.frombuffer(zlib.decompress(written[at:-16]), np.uint8).reshape(6, 40)
-    assert np.array_equal(rows[:, 1:].reshape(6, 13, 3), picture)
+    with av.open(io.BytesIO(png(picture))) as container:
+        [read] = container.decode(video=0)
+    assert np.array_equal(read.to_ndarray(format="rgb24"), picture)
 
 
 def test_the_line_tells_rate_and_time_left() -> None:

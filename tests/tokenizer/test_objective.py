@@ -100,18 +100,29 @@ def test_before_its_start_the_discriminator_costs_no_graph(last_weight: torch.Te
     assert float(objective.lecam.real_mean) != 0
 
 
-def test_gradient_of_the_loss_is_that_of_its_weighted_parts(last_weight: torch.Tensor) -> None:
-    objective = objective_of()
-    loss, logs = objective.autoencoder_loss(reconstruct(last_weight), X, 0.0, 10, last_weight)
-    (whole,) = torch.autograd.grad(loss, last_weight)
-    error = (X - reconstruct(last_weight)).abs().transpose(1, 2)[0]
-    nll = negative_log_likelihood(error, objective.logvar)
-    logits = objective.discriminator(reconstruct(last_weight)[0].transpose(0, 1))
+@pytest.mark.parametrize("dims", [2, 3])
+def test_gradients_of_the_loss_are_those_of_its_weighted_parts(
+    last_weight: torch.Tensor, dims: int
+) -> None:
+    objective, learned = objective_of(dims=dims), torch.tensor(0.7, requires_grad=True)
+    parameters = (last_weight, objective.logvar, learned)
+    x_hat = reconstruct(last_weight)
+    loss, logs = objective.autoencoder_loss(x_hat, X, learned.square(), 10, last_weight)
+    whole = torch.autograd.grad(loss, parameters)
+
+    x_hat = reconstruct(last_weight)
+    nll = negative_log_likelihood((X - x_hat).abs().transpose(1, 2)[0], objective.logvar)
+    logits = objective.discriminator(x_hat[0].transpose(0, 1) if dims == 2 else x_hat)
     generator = F.softplus(-logits.flatten(1).mean(1)).mean()
-    factor = 0.2 * adaptive_weight(nll, generator, last_weight)
+    factor = 0.2 * adaptive_weight(
+        *(torch.autograd.grad(part, last_weight, retain_graph=True)[0] for part in (nll, generator))
+    )
     assert float(factor) == pytest.approx(float(logs["d_weight"]), rel=1e-4)
-    (parts,) = torch.autograd.grad(nll + factor * generator, last_weight)
-    torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-3)
+    straight = nll + factor * generator + learned.square()
+    assert_close_loss(loss, straight)
+    parts = torch.autograd.grad(straight, parameters)
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """Which codes are in use: exact counts over the latest batches."""
 
-import math
 from collections import deque
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
+
+from tokenizer.metrics.codebook import num_used, perplexity
 
 WINDOW_BATCHES = 100
 
@@ -29,14 +30,12 @@ class CodebookUse:
     @property
     def used_fraction(self) -> float:
         """Share of the codebook that occurs."""
-        return int((self._counts_K > 0).sum()) / len(self._counts_K)
+        return num_used(self._counts_K) / len(self._counts_K)
 
     @property
     def perplexity(self) -> float:
         """Exponential of the entropy of the codes' frequencies: as many equally frequent codes."""
-        counts = self._counts_K[self._counts_K > 0].double()
-        frequencies = counts / counts.sum()
-        return math.exp(-float((frequencies * frequencies.log()).sum()))
+        return perplexity(self._counts_K)
 
     def state_dict(self) -> dict[str, Any]:
         """The batches of the window."""

@@ -60,13 +60,8 @@ def linear_loss(fake_logits: Tensor) -> Tensor:
     return -fake_logits.float().mean()
 
 
-def adaptive_weight(nll: Tensor, generator_loss: Tensor, last_weight: Tensor) -> Tensor:
-    """Ratio of the two losses' gradients at the decoder's last weight, detached, at most 1e4.
-
-    Both graphs are kept for the backward pass that follows.
-    """
-    (nll_gradient,) = torch.autograd.grad(nll, last_weight, retain_graph=True)
-    (generator_gradient,) = torch.autograd.grad(generator_loss, last_weight, retain_graph=True)
+def adaptive_weight(nll_gradient: Tensor, generator_gradient: Tensor) -> Tensor:
+    """Ratio of the two losses' gradients at the decoder's last weight, detached, at most 1e4."""
     ratio = nll_gradient.float().norm() / (generator_gradient.float().norm() + 1e-4)
     weight: Tensor = ratio.clamp(0, MAX_ADAPTIVE_WEIGHT).detach()
     return weight

@@ -114,24 +114,43 @@ class Objective(nn.Module):
             batch: batches of this training before this one.
             last_weight: weight of the decoder's last convolution.
         """
+        if not self.is_adversarial(batch):
+            nll, logs = self._likelihood(x_hat_BCTHW, x_BCTHW)
+            loss = nll + penalty
+        else:
+            # Both losses are followed back once, to the reconstruction. There they are weighed and
+            # added, and the decoder is passed once.
+            seen_BCTHW = x_hat_BCTHW.detach().requires_grad_()
+            nll, logs = self._likelihood(seen_BCTHW, x_BCTHW)
+            nll_x, nll_logvar = torch.autograd.grad(nll, (seen_BCTHW, self.logvar))
+            with _constant(self.discriminator):
+                generator = self._generator_loss(self.discriminator(self._judged(seen_BCTHW)))
+            (generator_x,) = torch.autograd.grad(generator, seen_BCTHW)
+            at_last = [
+                torch.autograd.grad(x_hat_BCTHW, last_weight, gradient, retain_graph=True)[0]
+                for gradient in (nll_x, generator_x)
+            ]
+            weight = self.config.adversarial_weight * adaptive_weight(*at_last)
+            logs |= {"g_loss": generator, "d_weight": weight}
+            value = nll + weight * generator
+            x_gradient = nll_x + weight * generator_x
+            loss = penalty + _with_gradients(
+                value, (x_hat_BCTHW, x_gradient), (self.logvar, nll_logvar)
+            )
+        return loss, {name: value.detach() for name, value in (logs | {"loss": loss}).items()}
+
+    def _likelihood(self, x_hat_BCTHW: Tensor, x_BCTHW: Tensor) -> tuple[Tensor, Logs]:
+        """Negative log-likelihood, LPIPS included, and its parts."""
         x_hat_NCHW, x_NCHW = _frames(x_hat_BCTHW, x_BCTHW)
         distance_N = None
         if self.lpips is not None and self.config.perceptual_weight != 0:
             distance_N = self.lpips(x_hat_NCHW, x_NCHW)
         error = reconstruction_error(x_hat_NCHW, x_NCHW, distance_N, self.config.perceptual_weight)
         nll = negative_log_likelihood(error, self.logvar)
-        loss = nll + penalty
         logs = {"nll_loss": nll, "rec_loss": error.mean(), "logvar": self.logvar}
         if distance_N is not None:
             logs["p_loss"] = distance_N.mean()
-        if self.is_adversarial(batch):
-            with _constant(self.discriminator):
-                logits = self.discriminator(self._judged(x_hat_BCTHW))
-            generator = self._generator_loss(logits)
-            weight = self.config.adversarial_weight * adaptive_weight(nll, generator, last_weight)
-            loss = loss + weight * generator
-            logs |= {"g_loss": generator, "d_weight": weight}
-        return loss, {name: value.detach() for name, value in (logs | {"loss": loss}).items()}
+        return nll, logs
 
     def discriminator_loss(
         self, x_hat_BCTHW: Tensor, x_BCTHW: Tensor, batch: int
@@ -175,6 +194,12 @@ def _frames(x_hat_BCTHW: Tensor, x_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
         expected = f"two of one shape [B, C, T, H, W], such as {list(x_BCTHW.shape)}"
         raise ShapeError("videos to compare", expected, str(list(x_hat_BCTHW.shape)))
     return x_hat_BCTHW.transpose(1, 2).flatten(0, 1), x_BCTHW.transpose(1, 2).flatten(0, 1)
+
+
+def _with_gradients(value: Tensor, *known: tuple[Tensor, Tensor]) -> Tensor:
+    """A loss of this value whose backward pass gives these tensors these gradients."""
+    carrier = torch.stack([(tensor * gradient).sum() for tensor, gradient in known]).sum()
+    return value.detach() + (carrier - carrier.detach())
 
 
 @contextmanager

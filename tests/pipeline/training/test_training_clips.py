@@ -158,6 +158,40 @@ def test_crops_and_mirrors_are_parts_of_the_picture(tmp_path: Path) -> None:
     assert abs(min(centred[0, 0, 32, [0, -1], 1].astype(int)) - 32) <= 3
 
 
+def test_zooms_are_even_in_octaves_and_leave_the_other_draws_alone() -> None:
+    rules = {"fps": (3.0, 8.0), "random_crop": True, "mirror": True}
+    plain, zoomed = (
+        [draws(0, 0, f"s/{video}", 1, **rules, max_zoom=most)[0] for video in range(800)]
+        for most in (1.0, 4.0)
+    )
+    assert {one.zoom for one in plain} == {1.0}
+    assert [replace(one, zoom=1.0) for one in zoomed] == plain
+    octaves = np.log2([one.zoom for one in zoomed])
+    assert np.histogram(octaves, 4, (0, 2))[0].sum() == 800
+    assert np.histogram(octaves, 4, (0, 2))[0].min() > 150
+    across = [one.across for one in zoomed]
+    assert abs(np.corrcoef(octaves, across)[0, 1]) < 0.12
+
+
+def test_a_zoomed_clip_is_a_part_of_the_picture_made_larger(tmp_path: Path) -> None:
+    across = np.broadcast_to(np.arange(0, 256, 2, dtype=np.uint8)[None, :, None], (128, 128, 3))
+    video = encode(range(3), draw=lambda k: across, options={"crf": "1"}, pix_fmt="yuv444p")
+    shards = [tar_shard(tmp_path / "one.tar", tar_bytes([("a.mp4", video)]))]
+    recipe = replace(RECIPE, resolution=64, random_crop=True, max_zoom=2.0)
+    rows = [batch[0, 0, 32, :, 1].astype(int) for batch in
+            take(feed_of(shards, recipe, batch_clips=1), 24)]  # fmt: skip
+    ranges = [row[-1] - row[0] for row in rows]  # 252 of the whole width, half of it at zoom 2
+    assert 120 <= min(ranges) < 150
+    assert 200 < max(ranges) <= 254
+    assert len({row[0] for row in rows}) > 12
+
+
+@pytest.mark.parametrize("zoom", [0.5, 17.0, float("nan")])
+def test_a_zoom_that_makes_no_clips_is_refused(zoom: float) -> None:
+    with pytest.raises(RunError, match="max_zoom of training clips must be in 1 to 16, got"):
+        replace(RECIPE, max_zoom=zoom)
+
+
 def test_bad_videos_are_skipped_counted_and_leave_the_order_as_it_is(tmp_path: Path) -> None:
     videos = [b"no video" if number in (2, 5) else colour(number) for number in range(8)]
     videos[6] = b""
