@@ -106,9 +106,7 @@ class OpenVideo:
 
     sample: Sample
     """As read, without its bytes."""
-    shard: str = ""
-    """Name of its shard."""
-    original: bytes = b""
+    original: bytes
     """The encoded video; dropped when it has been decoded, kept when it is quarantined."""
     clips: dict[tuple[float, int], EncodedClip] = field(default_factory=dict)
     """Encoded clips by rate and index."""
@@ -118,6 +116,8 @@ class OpenVideo:
     """Set when its last clip has been decoded."""
     failure: VideoError | None = None
     """Set when it is quarantined."""
+    shard: str = ""
+    """Name of its shard, for the names of its clips."""
 
     @property
     def is_done(self) -> bool:
@@ -191,7 +191,8 @@ class OpenVideo:
 
     def _columns(self, clip: EncodedClip) -> dict[str, Any]:
         """The clip's own; the span's, or the video's where it has none."""
-        span, values = self._span(clip), dict(self.sample.columns) | clip.quality
+        span = self._span(clip)
+        values: dict[str, Any] = {**self.sample.columns, **clip.quality}
         if clip.tokens.dtype.kind != "f":
             values["token_entropy"] = index_entropy(clip.tokens)
         if span is not None:
