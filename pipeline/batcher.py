@@ -10,7 +10,7 @@ depend (in the last bits) on the shape of the batch, never on what else is in it
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.encode import Encoder
+from pipeline.pixel_stats import pixel_columns
+from pipeline.reconstruction import NOT_LOOKED, Look, Reconstructions
 from pipeline.records import Clip
 from pipeline.segments import EncodedClip, OpenVideo
 
@@ -80,12 +82,18 @@ class _Unfinished:
     tags: list[_Tag]
 
 
+def quality_of(pieces: Iterable[Clip], look: Look) -> dict[str, float | None]:
+    """Columns about a clip's pixels, or those of its pieces, and about its reconstruction."""
+    sums = [piece.pixels for piece in pieces if piece.pixels is not None]
+    return pixel_columns(sums) | {"recon_psnr": look.recon_psnr}
+
+
 class ClipBatcher:
     """Batches of clips that stand alone; their frames are copied at once."""
 
-    def __init__(self, batch_clips: int) -> None:
-        """Args: B."""
-        self._batch_clips = batch_clips
+    def __init__(self, batch_clips: int, reconstructions: Reconstructions | None = None) -> None:
+        """Args: B, and what looks at some of the clips' reconstructions."""
+        self._batch_clips, self._reconstructions = batch_clips, reconstructions
         self._unfinished: dict[tuple[int, ...], _Unfinished] = {}
         self._full: deque[ClipBatch] = deque()
 
@@ -112,11 +120,21 @@ class ClipBatcher:
             self._close(next(iter(self._unfinished)))
         return self._full.popleft() if self._full else None
 
-    def run(self, batch: ClipBatch, encoder: Encoder) -> list[npt.NDArray[Any]]:
-        """Tokens of each clip."""
-        return encoder.encode(batch.frames, len(batch.tags))
+    def run(self, batch: ClipBatch, encoder: Encoder) -> list[tuple[npt.NDArray[Any], Look]]:
+        """Tokens of each clip, and its reconstruction where it is chosen."""
+        tokens = encoder.encode(batch.frames, len(batch.tags))
+        rows = zip(batch.tags, batch.frames, tokens, strict=False)  # the last rows may be padding
+        return [(one, self._look(tag, frames, one)) for tag, frames, one in rows]
 
-    def encoded(self, batch: ClipBatch, result: list[npt.NDArray[Any]]) -> Rows:
+    def _look(self, tag: _Tag, frames: npt.NDArray[np.uint8], tokens: npt.NDArray[Any]) -> Look:
+        if self._reconstructions is None:
+            return NOT_LOOKED
+        clip = tag.clip
+        return self._reconstructions.look(
+            tag.video, fps=clip.fps, clip_index=clip.clip_index, frames=frames, tokens=tokens
+        )
+
+    def encoded(self, batch: ClipBatch, result: list[tuple[npt.NDArray[Any], Look]]) -> Rows:
         """A row for every clip that is still wanted."""
         height, width = batch.frames.shape[2:4]
         return [
@@ -131,9 +149,11 @@ class ClipBatcher:
                     bucket=f"{height}x{width}",
                     tokens=tokens,
                     span_index=tag.clip.span_index,
+                    quality=quality_of([tag.clip], look),
+                    sample=look.sample,
                 ),
             )
-            for tag, tokens in zip(batch.tags, result, strict=True)
+            for tag, (tokens, look) in zip(batch.tags, result, strict=True)
             if tag.tries == tag.video.tries and tag.video.failure is None
         ]
 

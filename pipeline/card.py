@@ -16,6 +16,7 @@ import pyarrow as pa
 from pipeline.ledger import Ledger
 from pipeline.manifest import Line
 from pipeline.parts import open_part
+from pipeline.pixel_stats import BLACK_LUMA
 from pipeline.run_record import read_run_record
 from pipeline.schema import TokenFormat
 from pipeline.storage import Storage
@@ -53,6 +54,12 @@ COLUMNS = {
     "caption": "text that came with the video; null: none",
     "metadata": "JSON that came with the video; null: none",
     "token_shape": "`[t, h, w]` of indices, `[c, t, h, w]` of latents",
+    "luma_mean": "mean luma of the clip's pixels, 0 (black) to 255",
+    "frame_difference": "mean change of luma from a frame to the next, 0 (static) to 255; null: "
+    "one frame",
+    "black_fraction": f"share of pixels whose luma is at most {BLACK_LUMA}, 0 to 1",
+    "token_entropy": "Shannon entropy of the clip's indices, in bits; null: latents",
+    "recon_psnr": "PSNR of the decoded tokens in dB, of a few clips drawn by hash; null: not drawn",
     "tokens": "bytes of the tokens; the footer's `vidtok.tokens` says how they are packed",
 }
 """Name -> meaning and unit."""

@@ -25,6 +25,12 @@ ARROW_TYPES = {
 SPAN_INDEX = "span_index"
 """Column of type int that is there with spans: which of its video's a clip lies in, from 0."""
 
+QUALITY: Columns = tuple(
+    (name, "float")
+    for name in "luma_mean frame_difference black_fraction token_entropy recon_psnr".split()
+)
+"""Columns that say how a clip looks and how well its tokens keep it; any may be null."""
+
 BATCH_NAMES = frozenset(
     "tokens log_variance epoch samples source is_padding replaced joined caption_name "
     "positions valid cu_seqlens padding_sequences max_seqlen".split()

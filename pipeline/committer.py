@@ -20,6 +20,7 @@ from pipeline.backends import storage_errors
 from pipeline.errors import RunError, ShardError
 from pipeline.reader import Sample, Source, key_digest, shown
 from pipeline.receipts import Receipt, commit, part_name, quarantine_name
+from pipeline.samples import keep_sample
 from pipeline.schema import TokenFormat, TokenRow
 from pipeline.segments import CommitRules, OpenVideo, ShardTask
 from pipeline.storage import Storage
@@ -87,6 +88,9 @@ class Committer:
         receipt = self._write(span, videos, began, retry)
         if receipt.part is not None:
             self._vouch_for(receipt.part)
+        for video in videos:
+            for sample in video.samples:
+                keep_sample(self._storage, sample)
         # Before the receipt: a kill between the two leaves an orphan, and never loses an original.
         tar = None if retry else self._keep_originals(receipt, videos)
         holds = commit(self._storage, receipt)

@@ -189,7 +189,9 @@ def recorded_run(config: Mapping[str, Any]) -> RunConfig:
         ConfigError: it is of a version of this code that has other fields.
     """
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), dict(config))
+        # an OUT from before there was such a section has no such columns
+        known = {"quality": {"columns": False}} | dict(config)
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), known)
     except OmegaConfBaseException as error:
         raise ConfigError(f"the configuration in run.json: {one_line(error)}") from error
     assert isinstance(merged, DictConfig)

@@ -11,6 +11,7 @@ import enum
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
+from pipeline.quality_config import QualityConfig
 from pipeline.records import CanaryMode, Retry, SamplingMode, TailPolicy
 from tokenizer import Precision, TokenizerConfig
 
@@ -375,6 +376,7 @@ class RunConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
     commit: CommitConfig = field(default_factory=CommitConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     numerics: Numerics = Numerics.warn
     """warn about tokens of another numeric environment in OUT, or refuse them (strict)."""

@@ -38,6 +38,7 @@ from pipeline.limits import (
     cpu_allowance,
     ffmpeg_max_pixels,
 )
+from pipeline.pixel_stats import pixel_sums
 from pipeline.records import Clip, ClipPlan, DecodeSummary, SourceInfo, TimeSpan, VideoLimits
 from pipeline.sampling import (
     PresentationOrder,
@@ -125,6 +126,7 @@ def _clip(
 ) -> Clip:
     shape = (len(picked.frames), *picked.frames[0].shape)
     out = new_frames(shape) if new_frames else None
+    frames = np.stack(picked.frames, out=out)
     return Clip(
         fps=picked.fps,
         clip_index=picked.clip_index,
@@ -132,8 +134,9 @@ def _clip(
         start_seconds=picked.start_seconds,
         end_seconds=picked.end_seconds,
         frame_seconds=picked.frame_seconds,
-        frames=np.stack(picked.frames, out=out),
+        frames=frames,
         span_index=picked.span_index,
+        pixels=pixel_sums(frames[: picked.num_real_frames]),
     )
 
 

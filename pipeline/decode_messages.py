@@ -21,6 +21,7 @@ from pipeline.records import (
     Clip,
     ClipPlan,
     DecodeSummary,
+    PixelSums,
     SamplingMode,
     SourceInfo,
     TailPolicy,
@@ -104,6 +105,8 @@ def read_spans(message: Message) -> tuple[TimeSpan, ...] | None:
 def clip_message(clip: Clip, slot: int) -> Message:
     """A clip without its pixels, which lie in the slot."""
     fields = {f.name: getattr(clip, f.name) for f in dataclasses.fields(clip) if f.name != "frames"}
+    if clip.pixels is not None:
+        fields["pixels"] = dataclasses.astuple(clip.pixels)
     return {"kind": "clip", "slot": slot, "shape": clip.frames.shape, "clip": fields}
 
 
@@ -125,6 +128,7 @@ def read_clip(message: Message, plan: ClipPlan) -> tuple[Clip, int, tuple[int, .
         frame_seconds=tuple(_number({"frame_seconds": s}, "frame_seconds") for s in seconds),
         frames=np.empty((0, 0, 0, 3), dtype=np.uint8),
         span_index=None if fields.get("span_index") is None else _whole(fields, "span_index"),
+        pixels=None if fields.get("pixels") is None else _pixels(fields),
     )
     if fps not in plan.fps or len(seconds) > plan.clip_frames:
         raise ValueError(f"a clip at {fps} fps with {len(seconds)} times is not of the plan")
@@ -179,6 +183,24 @@ def text(fields: Message, name: str) -> str:
     """
     value: str = _fields(fields, name, str)
     return value[:MAX_TEXT]
+
+
+def _pixels(fields: Message) -> PixelSums:
+    """Sums that some frames could have."""
+    numbers = _fields(fields, "pixels", list)
+    if len(numbers) != len(dataclasses.fields(PixelSums)):
+        raise ValueError(f"{len(numbers)} sums of pixels")
+    names = [item.name for item in dataclasses.fields(PixelSums)]
+    sums = PixelSums(
+        **{name: _whole({name: n}, name) for name, n in zip(names, numbers, strict=True)}
+    )
+    if (
+        sums.luma > 255 * sums.values
+        or sums.black > sums.values
+        or sums.change > 255 * sums.changes
+    ):
+        raise ValueError(f"no frames have {sums}")
+    return sums
 
 
 def _pair(pair: Any) -> tuple[float, int]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import RunError
+from pipeline.errors import QualityCollapsed, RunError
 from pipeline.fingerprint import cpu_model
 from pipeline.schema import TokenFormat
 from tokenizer import AnyConfig, Tokenizer, TokenizerError, check_tokens, open_tokenizer
@@ -65,13 +65,19 @@ class EncoderSpec:
     """(H, W) of each batch shape."""
     token_format: TokenFormat
     """How tokens are packed, and which weights they must come from."""
+    has_decoder: bool = False
+    """Whether ``decode`` is wanted, of a tokenizer that has it."""
     compiled: bool = False
     """Whether torch.compile writes the kernels of whole clips."""
 
     def open(self) -> Tokenizer:
         """The tokenizer, not loaded yet."""
         return open_tokenizer(
-            self.tokenizer, self.checkpoint, seed=self.seed, precision=self.precision
+            self.tokenizer,
+            self.checkpoint,
+            seed=self.seed,
+            precision=self.precision,
+            decoder=self.has_decoder,
         )
 
 
@@ -261,9 +267,43 @@ class ClipEncoder:
             tokens, after = encode_chunk(self._on_device(frames), states)
         return tokens.cpu().numpy(), after
 
+    def decode(self, tokens: Tokens) -> Frames | None:
+        """Frames of one clip again; never while a batch shape is being recorded.
+
+        Args:
+            tokens: as ``encode`` gave them.
+
+        Returns:
+            uint8 ``[T, H, W, 3]``, RGB; None: the tokenizer has no decoder, or none was loaded.
+
+        Raises:
+            QualityCollapsed: NaN or infinity came out, or not what the Protocol says.
+            RunError: it does not fit into GPU memory.
+        """
+        decode = getattr(self._tokenizer, "decode", None) if self._spec.has_decoder else None
+        if not callable(decode):
+            return None
+        torch, spec = self._torch, self._tokenizer.spec
+        values = tokens if spec.channels is None else tokens[: spec.channels]
+        with torch.inference_mode(), self._out_of_memory(), self._recording:
+            try:
+                batch = decode(torch.from_numpy(values)[None].to(self._spec.device))
+            except TokenizerError as error:
+                raise QualityCollapsed(f"tokens of a clip cannot be decoded: {error}") from error
+            frames: Frames = batch.cpu().numpy()[0]
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+            raise QualityCollapsed(
+                f"tokenizer {spec.name!r}: decode gave {frames.dtype} {list(batch.shape)}, not "
+                "uint8 [B, T, H, W, 3]: correct decode, or leave it out"
+            )
+        return frames
+
     def _checked(self, tokens: Tokens) -> list[Tokens]:
         if tokens.dtype.kind == "f" and not np.isfinite(tokens).all():
-            raise RunError("the encoder gave latents that are not finite")
+            raise QualityCollapsed(
+                "the encoder gave latents that are not finite: check tokenizer.checkpoint and "
+                "tokenizer.precision"
+            )
         size = self._tokenizer.spec.codebook_size
         if size is not None and tokens.size and not 0 <= tokens.min() <= tokens.max() < size:
             raise RunError(

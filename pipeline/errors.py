@@ -14,7 +14,8 @@
         ├── FingerprintMismatch   OUT holds the output of another configuration
         ├── StorageRefused        credentials, bucket or backend make a safe commit impossible
         ├── CorruptPart           a committed part is not, or no longer, what was committed
-        └── TooManyBadVideos      a broken decoder must not "finish" a data set
+        ├── TooManyBadVideos      a broken decoder must not "finish" a data set
+        └── QualityCollapsed      tokens that do not decode to what was encoded
 
 Classes that may cross a process boundary hand positional arguments to ``super().__init__`` and
 format in ``__str__``, so that they unpickle as themselves. No message holds credentials.
@@ -93,6 +94,10 @@ class CorruptPart(RunError):
 
 class TooManyBadVideos(RunError):
     """More videos were quarantined than ``limits.max_bad_fraction`` allows."""
+
+
+class QualityCollapsed(RunError):
+    """Reconstructions are not what was encoded: wrong weights, channels or colours."""
 
 
 class FingerprintMismatch(RunError):

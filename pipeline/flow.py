@@ -24,6 +24,7 @@ from pipeline.decode_pool import DecodePool
 from pipeline.encode import Encoder
 from pipeline.errors import PipelineError, RunError, VideoError, WorkerExpelled, WorkerLost
 from pipeline.intake import ByteBudget
+from pipeline.reconstruction import Reconstructions
 from pipeline.records import CanaryMode, SamplingMode
 from pipeline.segments import OpenVideo
 from pipeline.steering import Steering
@@ -51,10 +52,11 @@ class Flow:
         self._encoder, self._canary, self._canary_mode = encoder, canary, spec.canary
         self._pool = DecodePool(num_children=spec.decoders, plan=spec.plan, limits=spec.limits)
         is_whole = spec.plan.mode is SamplingMode.whole
+        looks = Reconstructions(spec.quality, encoder)
         self._batcher: GathersClips = (
-            StreamBatcher(spec.encoder.batch_clips, spec.plan.time_factor)
+            StreamBatcher(spec.encoder.batch_clips, spec.plan.time_factor, looks)
             if is_whole
-            else ClipBatcher(spec.encoder.batch_clips)
+            else ClipBatcher(spec.encoder.batch_clips, looks)
         )
         self._next: queue.Queue[Any] = queue.Queue(maxsize=1)
         """What an encoder thread does next: batches, and wishes for a canary."""

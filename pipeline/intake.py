@@ -143,7 +143,10 @@ class ShardReading(threading.Thread):
     def _take(self, sample: Sample) -> None:
         self._wait_for_room()
         video = OpenVideo(
-            sample=replace(sample, video=b""), original=sample.video, failure=sample.defect
+            sample=replace(sample, video=b""),
+            shard=self.task.shard.name,
+            original=sample.video,
+            failure=sample.defect,
         )
         self.videos.append(video)
         if sample.defect is None and sample.skipped is None:

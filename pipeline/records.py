@@ -132,6 +132,22 @@ class SourceInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PixelSums:
+    """Of the pixels of a clip that were looked at (``pixel_stats``)."""
+
+    values: int
+    """Pixels, all frames together."""
+    luma: int
+    """Sum of their luma, 0..255 each."""
+    black: int
+    """Those that are black."""
+    changes: int
+    """Pixels of all frames that have one before them."""
+    change: int
+    """Sum of their absolute change of luma."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
     """T frames of one video at one target rate."""
 
@@ -151,6 +167,8 @@ class Clip:
     """uint8 ``[T, H, W, 3]``, RGB."""
     span_index: int | None = None
     """Which of the video's spans it lies in; None: the video has none."""
+    pixels: PixelSums | None = None
+    """Of the frames that count; None: nobody asked."""
 
     def with_frames(self, frames: npt.NDArray[np.uint8]) -> Clip:
         """The same clip with other pixels."""

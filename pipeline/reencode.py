@@ -30,6 +30,7 @@ from pipeline.fingerprint import differences
 from pipeline.inline import OWNER, InlineWorkers
 from pipeline.pieces import tar_of
 from pipeline.plan import this_machine
+from pipeline.quality_gate import QualityRules
 from pipeline.receipts import Receipt
 from pipeline.records import CanaryMode
 from pipeline.run import read_weights
@@ -250,7 +251,12 @@ def recorded_spec(run: RunConfig, record: Mapping[str, Any]) -> WorkerSpec:
         run, weights, has_gpus=has_gpus, cores=cores, recorded_batch=record["batch_clips"]
     )
     is_off = spec.canary is CanaryMode.off
-    return replace(spec, canary=CanaryMode.off if is_off else CanaryMode.start)
+    return replace(
+        spec,
+        canary=CanaryMode.off if is_off else CanaryMode.start,
+        encoder=replace(spec.encoder, has_decoder=False),
+        quality=QualityRules(),  # tokens are compared, not looked at
+    )
 
 
 def _changes(changes: Mapping[str, tuple[Any, Any]]) -> str:

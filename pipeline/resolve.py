@@ -27,6 +27,7 @@ from pipeline.errors import ConfigError
 from pipeline.fingerprint import digest_of
 from pipeline.reader import ReadRules
 from pipeline.records import ClipPlan, SamplingMode, VideoLimits
+from pipeline.resolve_quality import quality_identity, quality_rules
 from pipeline.resolve_spans import selection_rules, spans_identity, stored_columns
 from pipeline.schedule import RetryRules
 from pipeline.schema import FORMAT_VERSION, TokenFormat
@@ -196,7 +197,8 @@ def identity(run: RunConfig, checkpoint_digest: str) -> Identity:
     dataset |= spans_identity(run)
     return Identity(
         material=plain(
-            {
+            quality_identity(run)
+            | {
                 "format_version": FORMAT_VERSION,
                 "tokenizer": tokenizer_material(run),
                 "checkpoint_digest": checkpoint_digest,
@@ -323,6 +325,7 @@ def worker_spec(
             clip_frames=plan.clip_frames,
             buckets=plan.buckets,
             token_format=token_format(run, weights),
+            has_decoder=run.quality.columns and run.quality.sample_fraction > 0,
             compiled=device == "cuda" if encoder.compiled is None else encoder.compiled,
         ),
         plan=plan,
@@ -339,6 +342,7 @@ def worker_spec(
         strict_numerics=run.numerics is Numerics.strict,
         canary=encoder.canary,
         selection=selection_rules(run),
+        quality=quality_rules(run, is_random=weights.is_random),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from pipeline.columns import BATCH_NAMES, SPAN_INDEX, Columns, check_columns
+from pipeline.columns import BATCH_NAMES, QUALITY, SPAN_INDEX, Columns, check_columns
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.records import SamplingMode
@@ -14,7 +14,12 @@ from pipeline.selection import SelectionRules
 from pipeline.shards import normalise_url
 from pipeline.span_table import SpanSource, SpanTable
 
-_TAKEN = BATCH_NAMES | {SPAN_INDEX} | {one.name for one in fields(TokenRow)}
+_TAKEN = (
+    BATCH_NAMES
+    | {SPAN_INDEX}
+    | {name for name, _ in QUALITY}
+    | {one.name for one in fields(TokenRow)}
+)
 
 
 def check_spans(run: RunConfig) -> None:
@@ -61,8 +66,9 @@ def own_columns(run: RunConfig) -> Columns:
 
 
 def stored_columns(run: RunConfig) -> Columns:
-    """What parts hold of them: with spans also which one a clip lies in."""
-    return (((SPAN_INDEX, "int"),) if has_spans(run) else ()) + own_columns(run)
+    """What parts hold of them, behind what is said of every clip: with spans also which one."""
+    every = QUALITY if run.quality.columns else ()
+    return (*every, *(((SPAN_INDEX, "int"),) if has_spans(run) else ()), *own_columns(run))
 
 
 def selection_rules(run: RunConfig) -> SelectionRules:

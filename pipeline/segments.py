@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from pipeline.columns import SPAN_INDEX
 from pipeline.errors import VideoError
+from pipeline.pixel_stats import index_entropy
 from pipeline.reader import Sample, Source
 from pipeline.receipts import new_attempt
 from pipeline.records import DecodeSummary, Retry, TimeSpan
@@ -17,6 +18,7 @@ from pipeline.schema import TokenFormat, TokenRow, clip_id
 from pipeline.shards import Shard
 
 if TYPE_CHECKING:
+    from pipeline.samples import Sampled
     from pipeline.span_table import SpanRow
 
 
@@ -92,6 +94,10 @@ class EncodedClip:
     """int32 ``[t, h, w]``; latents: float32 ``[2c, t, h, w]``, mean, then log-variance."""
     span_index: int | None = None
     """Which of the video's spans it lies in."""
+    quality: Mapping[str, float | None] = field(default_factory=dict)
+    """Columns about its pixels and its reconstruction."""
+    sample: Sampled | None = None
+    """What ``samples/`` shows of it."""
 
 
 @dataclass(slots=True)
@@ -110,6 +116,8 @@ class OpenVideo:
     """Set when its last clip has been decoded."""
     failure: VideoError | None = None
     """Set when it is quarantined."""
+    shard: str = ""
+    """Name of its shard, for the names of its clips."""
 
     @property
     def is_done(self) -> bool:
@@ -117,6 +125,12 @@ class OpenVideo:
         if self.failure is not None or self.sample.skipped is not None:
             return True
         return self.summary is not None and len(self.clips) == sum(self.summary.num_clips.values())
+
+    @property
+    def samples(self) -> list[Sampled]:
+        """Pictures of its clips."""
+        clips = [] if self.failure is not None else self.clips.values()
+        return [clip.sample for clip in clips if clip.sample is not None]
 
     @property
     def num_clips(self) -> int:
@@ -176,8 +190,11 @@ class OpenVideo:
         return self.sample.caption if span is None or span.caption is None else span.caption
 
     def _columns(self, clip: EncodedClip) -> dict[str, Any]:
-        """The span's, or the video's where it has none."""
-        span, values = self._span(clip), dict(self.sample.columns)
+        """The clip's own; the span's, or the video's where it has none."""
+        span = self._span(clip)
+        values: dict[str, Any] = {**self.sample.columns, **clip.quality}
+        if clip.tokens.dtype.kind != "f":
+            values["token_entropy"] = index_entropy(clip.tokens)
         if span is not None:
             values |= {name: value for name, value in span.columns.items() if value is not None}
             values[SPAN_INDEX] = clip.span_index

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.batcher import Rows
+from pipeline.batcher import Rows, quality_of
 from pipeline.encode import Encoder
+from pipeline.reconstruction import NOT_LOOKED, Look, Reconstructions
 from pipeline.records import Clip
 from pipeline.segments import EncodedClip, OpenVideo
 
@@ -42,6 +43,10 @@ class Stream:
     """The encoder's; None before the first piece."""
     encoded: list[tuple[Clip, Tokens]] = field(default_factory=list)
     """Pieces without their pixels, and their tokens."""
+    first: tuple[npt.NDArray[np.uint8], Tokens] | None = None
+    """Frames and tokens of the first piece, until they are decoded with the second."""
+    look: Look = NOT_LOOKED
+    """What the first two pieces look like when they are decoded again."""
     bucket: str = ""
     """Height and width, ``256x256``."""
     num_pieces: int | None = None
@@ -68,9 +73,15 @@ class PieceBatch:
 class StreamBatcher:
     """The streams that are open. Not thread-safe."""
 
-    def __init__(self, batch_clips: int, time_factor: int) -> None:
-        """Args: B, and frames per latent frame."""
+    def __init__(
+        self,
+        batch_clips: int,
+        time_factor: int,
+        reconstructions: Reconstructions | None = None,
+    ) -> None:
+        """Args: B, frames per latent frame, and what looks at some reconstructions."""
         self._batch_clips, self._time_factor = batch_clips, time_factor
+        self._reconstructions = reconstructions
         self._streams: dict[tuple[int, float], Stream] = {}
 
     def add(self, video: OpenVideo, piece: Clip, release: Callable[[], None]) -> None:
@@ -108,7 +119,31 @@ class StreamBatcher:
 
     def run(self, batch: PieceBatch, encoder: Encoder) -> list[tuple[Tokens, Any]]:
         """Tokens of each piece, and the state behind it."""
-        return encoder.encode_pieces(batch.frames, [stream.state for stream in batch.streams])
+        result = encoder.encode_pieces(batch.frames, [stream.state for stream in batch.streams])
+        for row, (stream, piece) in enumerate(zip(batch.streams, batch.pieces, strict=True)):
+            if piece.clip_index < 2 and self._reconstructions is not None:
+                self._look(stream, piece, batch.frames[row], result[row][0])
+        return result
+
+    def _look(
+        self, stream: Stream, piece: Clip, frames: npt.NDArray[np.uint8], tokens: Tokens
+    ) -> None:
+        """Decode the first two pieces of a chosen stream together: more would not be bounded."""
+        assert self._reconstructions is not None
+        if not self._reconstructions.chooses(stream.video, stream.fps, 0):
+            return
+        if piece.clip_index == 0:
+            stream.first = (frames.copy(), tokens)
+            return
+        assert stream.first is not None
+        stream.look = self._reconstructions.look(
+            stream.video,
+            fps=stream.fps,
+            clip_index=0,
+            frames=np.concatenate([stream.first[0], frames])[: 1 + piece.num_real_frames],
+            tokens=np.concatenate([stream.first[1], tokens], axis=-3),
+        )
+        stream.first = None
 
     def encoded(self, batch: PieceBatch, result: list[tuple[Tokens, Any]]) -> Rows:
         """Rows of the streams that are complete now."""
@@ -165,6 +200,8 @@ class StreamBatcher:
             frame_seconds=tuple(t for piece, _ in stream.encoded for t in piece.frame_seconds),
             bucket=stream.bucket,
             tokens=np.concatenate(kept, axis=-3),
+            quality=quality_of((piece for piece, _ in stream.encoded), stream.look),
+            sample=stream.look.sample,
         )
 
     def _drop(self, stream: Stream) -> None:

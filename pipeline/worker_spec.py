@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.encode import EncoderSpec
+from pipeline.quality_gate import QualityRules
 from pipeline.reader import ReadRules
 from pipeline.records import CanaryMode, ClipPlan, VideoLimits
 from pipeline.segments import CommitRules
@@ -37,3 +38,5 @@ class WorkerSpec:
     """When the encoder's arithmetic is checked."""
     selection: SelectionRules = field(default_factory=SelectionRules)
     """Which spans of which videos, and which columns of them."""
+    quality: QualityRules = field(default_factory=QualityRules)
+    """Which clips are decoded again, and when their reconstructions stop the run."""

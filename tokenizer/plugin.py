@@ -49,6 +49,7 @@ def open_tokenizer(
     *,
     seed: int = 0,
     precision: str = "fp32",
+    decoder: bool = False,
 ) -> Tokenizer:
     """A tokenizer that has read no weights yet.
 
@@ -57,6 +58,7 @@ def open_tokenizer(
         checkpoint: as for ``load_tokenizer``; a plugin gets it as it is.
         seed: for random weights.
         precision: fp32, tf32 or bf16.
+        decoder: whether ``load`` makes ``decode`` possible; plugins decide for themselves.
 
     Raises:
         ConfigError: no such plugin, or one that lacks what the Protocol wants.
@@ -65,7 +67,7 @@ def open_tokenizer(
     if isinstance(config, TokenizerConfig):
         from tokenizer.vidtok import VidTok
 
-        return VidTok(config, source, seed=seed, precision=precision)
+        return VidTok(config, source, seed=seed, precision=precision, decoder=decoder)
     setting = Setting(
         name=config.name,
         checkpoint=source,

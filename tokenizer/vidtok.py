@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tokenizer.config import TokenizerConfig
-from tokenizer.errors import MissingPart
+from tokenizer.errors import MissingPart, NonFiniteError
 from tokenizer.protocol import TokenSpec
 
 if TYPE_CHECKING:
@@ -105,9 +105,15 @@ class VidTok:
         return _stored(encoded), list(after.split())
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Frames of tokens; needs ``decoder=True``."""
+        """Frames of tokens; needs ``decoder=True``.
+
+        Raises:
+            NonFiniteError: the decoder gave NaN or infinity, which uint8 cannot show.
+        """
         decode = self.model.decode if tokens.is_floating_point() else self.model.decode_indices
         x_hat = decode(tokens)[:, :, -self.spec.num_frames(tokens.shape[-3]) :]
+        if not bool(x_hat.isfinite().all()):
+            raise NonFiniteError(f"{self._config.name}: decode", "finite values", "NaN or infinity")
         return ((x_hat.clamp(-1, 1) + 1) / 2 * 255).byte().permute(0, 2, 3, 4, 1)
 
 

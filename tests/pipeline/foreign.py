@@ -111,3 +111,29 @@ class WithoutChunks(WithoutLoad):
 
 class WithoutDecode(Palette):
     decode = None  # type: ignore[assignment]
+
+
+class Swapped(Palette):
+    """Takes red for blue."""
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        return super().decode(tokens).flip(-1)
+
+
+class NotANumber:
+    """Latents that are sometimes none."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.spec = TokenSpec(
+            name=setting.name, stride=(1, 8, 8), clip_frames=4, resolution=32, channels=3
+        )
+
+    def weights(self) -> CheckpointInfo:
+        return CheckpointInfo(source="none", digest="0" * 64)
+
+    def load(self, device: str) -> None:
+        pass
+
+    def encode(self, frames: Tensor) -> Tensor:
+        means = frames.float()[:, :, ::8, ::8].permute(0, 4, 1, 2, 3)
+        return torch.log(means - 300)

@@ -79,7 +79,16 @@ def change_rows(out: Storage, change: Callable[[list[TokenRow]], list[TokenRow]]
     """Replace the first segment by one that is sound but for its rows; the first row's name."""
     receipt = next(one for one in all_receipts(out) if one.part)
     table = pq.read_table(out.path(f"parts/{receipt.part}"))
-    rows = change([TokenRow(**row) for row in table.to_pylist()])
+    own = {name for name, _ in read_token_format(table.schema.metadata).columns}
+    rows = change(
+        [
+            TokenRow(
+                **{name: value for name, value in row.items() if name not in own},
+                columns={name: row[name] for name in own},
+            )
+            for row in table.to_pylist()
+        ]
+    )
     place = Path(out.path("part"))
     digest = write_part(place, rows, read_token_format(table.schema.metadata), row_group_rows=2)
     out.publish(place, f"parts/{receipt.part}")
