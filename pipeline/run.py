@@ -143,7 +143,7 @@ def list_shards(run: RunConfig) -> list[Shard]:
         assert dataset.path is not None
         return list_folder(
             dataset.path,
-            resolve.read_rules(run).video_extensions,
+            resolve.read_rules(run).media_extensions,
             num_buckets=dataset.num_buckets,
             options=dataset.storage_options,
         )
