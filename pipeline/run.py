@@ -128,7 +128,7 @@ def execute(run: RunConfig) -> int:
     finally:
         plan.ledger.publish(storage)
         write_card(storage, plan.ledger, license_name=run.dataset.license)
-    return conclude(plan, tally, storage)
+    return conclude(plan, tally, storage, has_images=bool(run.dataset.image_extensions))
 
 
 def read_weights(run: RunConfig) -> CheckpointInfo:
@@ -158,12 +158,16 @@ def list_shards(run: RunConfig) -> list[Shard]:
 def print_plan(job: _Job, plan: Plan) -> None:
     """Say what is there and what will be done."""
     run = job.run
-    final = plan.ledger.counts(shard.name for shard in plan.shards).final_shards
+    counts = plan.ledger.counts(shard.name for shard in plan.shards)
+    final = counts.final_shards
     size = sum(source.size_bytes for source in plan.sources.values())
     print(
         f"{run.dataset.name}: {len(plan.shards)} shards, {size / 1e6:,.1f} MB; {final} final, "
         f"{len(plan.tasks)} to do{' (dry run)' if run.dry_run else ''} -> {job.storage}"
     )
+    if run.dataset.image_extensions:
+        endings = ", ".join(sorted(resolve.read_rules(run).image_extensions))
+        print(f"images ({endings}) are clips of one frame; {counts.single_frames:,} are committed")
     if job.weights.is_random:
         print(f"tokenizer {run.tokenizer.name} has RANDOM weights: its tokens carry no meaning")
     if run.retry is not None:
@@ -283,10 +287,10 @@ def prepare(
     return spec
 
 
-def conclude(plan: Plan, tally: Tally, storage: Storage) -> int:
+def conclude(plan: Plan, tally: Tally, storage: Storage, *, has_images: bool = False) -> int:
     """Print how the run ended; 0 when every shard is final and complete."""
     counts = plan.ledger.counts(shard.name for shard in plan.shards)
-    print(summary(tally, counts, root=str(storage)))
+    print(summary(tally, counts, root=str(storage), has_images=has_images))
     return 0 if not counts.cut and tally.done_shards == tally.num_shards and not tally.failed else 1
 
 
