@@ -147,7 +147,10 @@ class RgbScaler:
 
 def orientation(frame: VideoFrame) -> Orientation:
     """How the container says that this frame is turned; the decoder leaves it as coded."""
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")  # a buffer that the stubs do not know
+    try:
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")  # a buffer that the stubs do not know
+    except ValueError:  # EXIF beside a frame, which PyAV has no name for, hides all the rest
+        return Orientation.from_degrees(frame.rotation)
     if matrix is None:
         return Orientation()
     return Orientation.from_matrix(np.frombuffer(matrix, np.int32).tolist())

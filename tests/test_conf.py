@@ -25,6 +25,7 @@ NEEDED = {
     "webvid": ["dataset.shards=/d/{0..3}.tar"],
     "tars": ["dataset.shards=s3://bucket/*.tar"],
     "folder": ["dataset.path=/d"],
+    "images": ["dataset.shards=/d/*.tar"],
     "openvid": ["dataset.path=/d", "dataset.spans=/d/openvid.csv"],
     "panda70m": ["dataset.path=/d", "dataset.spans=/d/spans.csv"],
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from pipeline import plan, status, verify
 from pipeline.dataset import TokenDataset
 from pipeline.errors import ConfigError, FingerprintMismatch
+from pipeline.mixture import MixedTokenDataset
 from pipeline.resolve import identity
 from tests.pipeline import pictures, runs, tars
 
@@ -187,6 +189,35 @@ def test_a_loader_mixes_images_and_clips_one_shape_a_batch(out) -> None:
     assert set(shapes) == {(1, 4, 4), (2, 4, 4)}
     images = TokenDataset(str(out), batch_size=7, filters=[("fps", "==", 0.0)])
     assert [tuple(batch["tokens"].shape) for batch in images] == [(7, 1, 4, 4)]
+
+
+def test_a_mixture_draws_images_and_clips_by_weight_and_goes_on_where_it_stood(out) -> None:
+    def mixed() -> MixedTokenDataset:
+        images, clips = (
+            TokenDataset(str(out), batch_size=1, shuffle=True, filters=[("fps", operator, 0.0)])
+            for operator in ("==", ">")
+        )
+        return MixedTokenDataset({images: 0.5, clips: 0.5}, seed=3, steps=20)
+
+    def shown(batches) -> list[tuple[int, str, int]]:
+        return [(one["source"], one["clip_id"][0], one["tokens"].shape[1]) for one in batches]
+
+    straight = mixed()
+    expected = shown(straight)
+    assert {(source, frames) for source, _, frames in expected} == {(0, 1), (1, 2)}
+    first, second = mixed(), mixed()
+    begun = shown(itertools.islice(first, 8))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert (begun + shown(second))[:20] == expected
+
+
+def test_a_pack_holds_images_and_clips(out) -> None:
+    packed = TokenDataset(str(out), batch_size=1, pack_length=64, shuffle=True, drop_last=False)
+    lengths, rates = set(), set()
+    for batch in packed:
+        lengths |= set(batch["cu_seqlens"].diff()[~batch["padding_sequences"]].tolist())
+        rates |= set(batch["fps"].tolist())
+    assert (lengths, rates) == ({16, 32}, {0.0, 8.0})
 
 
 def test_a_spans_table_chooses_among_images(shards, tmp_path) -> None:
