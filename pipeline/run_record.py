@@ -48,7 +48,7 @@ def read_run_record(storage: Storage) -> dict[str, Any] | None:
 
 def has_images(record: Mapping[str, Any]) -> bool:
     """Whether images are among what an OUT is made of."""
-    return bool(record["fingerprint_of"]["dataset"].get("image_extensions"))
+    return bool(record["fingerprint_of"].get("dataset", {}).get("image_extensions"))
 
 
 def check_fingerprint(storage: Storage, material: Mapping[str, Any]) -> dict[str, Any] | None:
