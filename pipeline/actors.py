@@ -1,18 +1,23 @@
-"""The Ray actor around a worker: an address, and nothing else."""
+"""The Ray actor around a worker: an address, and what Ray's metrics endpoint tells of it."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
+from ray.util.metrics import Counter, Gauge
 
 from pipeline.attempts import Wish, WorkerReport
 from pipeline.errors import WorkerLost
+from pipeline.metrics import RUN_METRICS, WORKER_METRICS, Growth, Metric, value_of
 from pipeline.receipts import Receipt
 from pipeline.segments import ShardTask
+from pipeline.tally import Tally
 from pipeline.worker import Worker
 from pipeline.worker_spec import WorkerSpec
 
@@ -25,6 +30,33 @@ class Started:
     """Ray's name of its machine."""
     error: Exception | None = None
     """Why it cannot work."""
+
+
+class Published:
+    """Numbers on Ray's metrics endpoint, as Prometheus reads them; see `pipeline.metrics`."""
+
+    def __init__(self, metrics: Sequence[Metric]) -> None:
+        """Make them known to Ray, which must be running."""
+        self._metrics = [
+            (metric, (Counter if metric.is_sum else Gauge)(metric.name, metric.meaning))
+            for metric in metrics
+        ]
+        self._growth = Growth({})
+
+    def show(self, record: Mapping[str, Any]) -> None:
+        """Bring all up to date."""
+        for metric, published in self._metrics:
+            value = value_of(metric, record)
+            if isinstance(published, Gauge):
+                published.set(value)
+            elif (grown := self._growth.of(metric, value)) > 0:
+                published.inc(grown)
+
+
+def publish_runs() -> Callable[[Tally], None]:
+    """What the driver calls whenever something has changed; Ray must be running."""
+    published = Published(RUN_METRICS)
+    return lambda tally: published.show(tally.record())
 
 
 @ray.remote
@@ -45,6 +77,7 @@ class EncoderActor:
         node: str = ray.get_runtime_context().get_node_id()
         try:
             self._worker = Worker(self._spec)
+            self._published = Published(WORKER_METRICS)
         except Exception as error:  # noqa: BLE001 (the driver judges it)
             return Started(node_id=node, error=error)
         return Started(node_id=node)
@@ -65,8 +98,10 @@ class EncoderActor:
         self._worker.ask(attempt, wish)
 
     def report(self) -> WorkerReport:
-        """``Worker.report``."""
-        return self._worker.report()
+        """``Worker.report``; Prometheus is told the same."""
+        report = self._worker.report()
+        self._published.show(report.counters)
+        return report
 
     def close(self) -> None:
         """``Worker.close``."""

@@ -251,6 +251,8 @@ class OutputConfig:
     """Write tars of quarantined originals to OUT/quarantine/."""
     max_quarantine_bytes: int = 256 << 20
     """Size of originals kept per segment; beyond it only the reason is recorded."""
+    report: bool = True
+    """Write OUT/report/index.html at the end, as ``python -m pipeline.report OUT`` does."""
     storage_options: dict[str, Any] = field(default_factory=dict)
     """fsspec options for OUT; prefer the environment for credentials."""
 

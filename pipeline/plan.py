@@ -249,7 +249,7 @@ def print_data(run: RunConfig, plan: Plan, *, is_random: bool) -> None:
 def describe(prediction: Prediction, probe: Probe, machine: Machine, *, device: str) -> str:
     """The prediction in lines."""
     from pipeline.balance import bottleneck
-    from pipeline.progress import duration
+    from pipeline.live import duration
 
     now = prediction
     worker = "GPU" if device == "cuda" else "worker (CPU)"

@@ -155,6 +155,8 @@ class _Run:
                 "time was too short (--probe-seconds)"
             )
         first = self._warm if self._last["encoded_clips"] > 2 * WARM_UP_CLIPS else {}
+        if first.get("encoded_clips") == self._last["encoded_clips"]:
+            first = {}  # the first look came when all was done
         clips, encode, starved = (
             self._last[key] - first.get(key, 0.0)
             for key in ("encoded_clips", "encode_seconds", "starved_seconds")

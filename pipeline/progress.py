@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.text import Text
 
 from pipeline.balance import bottleneck
 from pipeline.ledger import Counts
+from pipeline.live import duration, panel
 from pipeline.tally import Tally
 
 PLAIN_SECONDS = 10.0
@@ -22,12 +24,13 @@ RATE_SECONDS = 60.0
 
 
 class ProgressLine:
-    """One line that is renewed on a terminal, or written every few seconds elsewhere."""
+    """A table that is renewed on a terminal, or a line every few seconds elsewhere."""
 
     def __init__(self) -> None:
         """Write to standard error, so that results on standard output stay clean."""
         self._console = Console(file=sys.stderr, soft_wrap=True, highlight=False)
         self._live: Live | None = None
+        self._led: list[tuple[logging.StreamHandler[Any], Any]] = []
         self._written = 0.0
         self._history: deque[tuple[float, float, float]] = deque()
 
@@ -36,26 +39,38 @@ class ProgressLine:
         if self._console.is_terminal:
             self._live = Live(console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
+            self._lead_logging()
         return self
+
+    def _lead_logging(self) -> None:
+        """Log lines go above the table: rich moves what is written to the streams it has replaced.
+
+        Handlers made before hold the terminal itself and would write into the table.
+        """
+        for handler in logging.getLogger().handlers:
+            if type(handler) is logging.StreamHandler and handler.stream.isatty():
+                self._led.append((handler, handler.setStream(sys.stderr)))
 
     def __exit__(self, *_: object) -> None:
         """Leave the terminal as it was."""
+        for handler, stream in self._led:
+            handler.setStream(stream)
+        self._led = []
         if self._live is not None:
             self._live.stop()
 
     def show(self, tally: Tally) -> None:
-        """Bring the line up to date."""
+        """Bring it up to date."""
         now = time.monotonic()
         clips, covered = tally.counters.get("clips", 0.0), tally.counters.get("covered", 0.0)
         self._history.append((now, clips, covered))
         while len(self._history) > 2 and now - self._history[0][0] > RATE_SECONDS:
             self._history.popleft()
-        line = self.line(tally, now)
         if self._live is not None:
-            self._live.update(Text(line, overflow="ellipsis", no_wrap=True))
+            self._live.update(panel(tally.record()))
         elif now - self._written >= PLAIN_SECONDS:
             self._written = now
-            self._console.print(line)
+            self._console.print(self.line(tally, now))
 
     def line(self, tally: Tally, now: float) -> str:
         """The text of the line."""
@@ -83,17 +98,6 @@ class ProgressLine:
         if tally.failed:
             parts.append(f"failed {len(tally.failed)}")
         return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes, seconds.
-
-    >>> duration(3725.4), duration(42)
-    ('1:02:05', '0:42')
-    """
-    whole = round(max(0.0, seconds))
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
 def summary(tally: Tally, counts: Counts, *, root: str, has_images: bool = False) -> str:

@@ -111,8 +111,8 @@ class Reencoding:
         Raises:
             RunError: what is here cannot make the rows of this OUT.
         """
-        run = _recorded_run(record, source_options, limits)
-        self._storage, self._spec = storage, _spec(run, record)
+        run = recorded_run(record, source_options, limits)
+        self._storage, self._spec = storage, recorded_spec(run, record)
         self._sources = Sources(
             storage=storage,
             rules=self._spec.read_rules,
@@ -219,7 +219,7 @@ class Reencoding:
                 )
 
 
-def _recorded_run(
+def recorded_run(
     record: Mapping[str, Any], source_options: Mapping[str, Any], limits: Mapping[str, Any]
 ) -> RunConfig:
     """The run's configuration, with the device that it had where there is one."""
@@ -234,7 +234,7 @@ def _recorded_run(
     )
 
 
-def _spec(run: RunConfig, record: Mapping[str, Any]) -> WorkerSpec:
+def recorded_spec(run: RunConfig, record: Mapping[str, Any]) -> WorkerSpec:
     """The worker's, which must make the rows of this OUT.
 
     Raises:

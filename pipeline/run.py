@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig
@@ -128,6 +128,8 @@ def execute(run: RunConfig) -> int:
     finally:
         plan.ledger.publish(storage)
         write_card(storage, plan.ledger, license_name=run.dataset.license)
+    if run.output.report:
+        report(storage, run.dataset.storage_options)
     return conclude(plan, tally, storage, has_images=bool(run.dataset.image_extensions))
 
 
@@ -192,12 +194,13 @@ def work(job: _Job, plan: Plan, tally: Tally) -> None:
     workers = start_workers(job, len(plan.tasks))
     try:
         with ProgressLine() as line:
+            show = shown_by(line.show, job.run.cluster.kind)
             scheduler = Scheduler(
                 storage=job.storage,
                 workers=workers,
                 rules=resolve.retry_rules(job.run),
                 tally=tally,
-                show=line.show,
+                show=show,
             )
             with stop_on_signals(scheduler.stop, workers.stop_now, job.run.cluster.grace_seconds):
                 scheduler.run(plan.tasks, plan.ledger)
@@ -205,6 +208,21 @@ def work(job: _Job, plan: Plan, tally: Tally) -> None:
         workers.close()
     if tally.is_interrupted:
         raise Interrupted(f"{len(plan.tasks)} shards were left to do")
+
+
+def shown_by(show: Callable[[Tally], None], cluster: ClusterKind) -> Callable[[Tally], None]:
+    """Who is told how the run stands: the terminal, and on Ray its metrics endpoint."""
+    if cluster is ClusterKind.inline:
+        return show
+    from pipeline.actors import publish_runs
+
+    publish = publish_runs()
+
+    def both(tally: Tally) -> None:
+        show(tally)
+        publish(tally)
+
+    return both
 
 
 def start_workers(job: _Job, num_tasks: int) -> Workers:
@@ -285,6 +303,18 @@ def prepare(
         probe=None if found is None else found.record(),
     )
     return spec
+
+
+def report(storage: Storage, source_options: Mapping[str, Any]) -> None:
+    """Write the page about OUT; tokens are committed whether that succeeds or not."""
+    from pipeline.report import ReportOptions, write_report  # it imports this module
+
+    try:
+        place = write_report(storage, ReportOptions(source_options=source_options))
+    except PipelineError as error:
+        logger.warning("no report: %s", error)
+    else:
+        print(f"report: {place}")
 
 
 def conclude(plan: Plan, tally: Tally, storage: Storage, *, has_images: bool = False) -> int:

@@ -164,6 +164,7 @@ class Scheduler:
             return
         if finished.error is None:
             self._ledger.add(finished.receipts)
+            self._tally.take(finished.receipts)
             self._finish(shard)
         elif isinstance(finished.error, HandedBack):
             self._tally.handed_back += 1
@@ -308,6 +309,7 @@ class Scheduler:
         self._tally.in_flight = self._leases.num_running
         self._tally.num_workers = self._leases.num_owners
         self._tally.most_workers = max(self._tally.most_workers, self._leases.num_owners)
+        self._tally.remember()
 
     def _publish_manifest(self) -> None:
         try:

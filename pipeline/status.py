@@ -7,19 +7,27 @@ Exit codes: 0 every shard is final and complete, 1 not (yet), 2 no such OUT.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
 from pipeline.balance import bottleneck
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, RunError
 from pipeline.heartbeat import read_heartbeats, running
 from pipeline.ledger import Ledger
-from pipeline.progress import duration
+from pipeline.live import duration, pace, panel, stages
 from pipeline.run_record import has_images, read_run_record
 from pipeline.storage import Storage
+
+WATCH_SECONDS = 5.0
+"""Between two looks of ``--watch``."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,25 +38,102 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="exit code: 0 every shard is final and complete, 1 not (yet), 2 no such OUT",
     )
     parser.add_argument("out", metavar="OUT", help="output.root of a run: a local path or s3://...")
+    parser.add_argument(
+        "--watch",
+        type=float,
+        nargs="?",
+        const=WATCH_SECONDS,
+        metavar="SECONDS",
+        help="show it again every so many seconds (%(const)g) until nobody works on it",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.add_argument(
         "--storage-options", type=json.loads, default={}, metavar="JSON", help="fsspec options"
     )
     options = parser.parse_args(arguments)
+    if options.watch is not None and options.watch <= 0:
+        parser.error(f"--watch {options.watch:g}: must be more than 0 seconds")
     try:
         storage = Storage(options.out, options.storage_options)
-        record = read_run_record(storage)
-        if record is None:
-            print(f"error: {storage}: no run.json there, so this is no OUT", file=sys.stderr)
-            return 2
-        ledger = Ledger.open(storage)
-        drivers = read_heartbeats(storage)
+        if options.watch is not None:
+            return watch(storage, options.watch, as_json=options.json)
+        facts, _ = look(storage)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    facts = collect(record, ledger, drivers)
     print(json.dumps(facts, indent=1) if options.json else describe(str(storage), facts))
     return 0 if facts["finished"] else 1
+
+
+def look(storage: Storage) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The facts now, and what drivers last said.
+
+    Raises:
+        RunError: no OUT, or one that cannot be trusted.
+    """
+    record = read_run_record(storage)
+    if record is None:
+        raise RunError(f"{storage}: no run.json there, so this is no OUT")
+    drivers = read_heartbeats(storage)
+    return collect(record, Ledger.open(storage), drivers), drivers
+
+
+def watch(storage: Storage, seconds: float, *, as_json: bool) -> int:
+    """Show the facts again and again while a driver is at work; Ctrl-C ends it.
+
+    Reads OUT only: heartbeats, which are written every ten seconds, and receipts as they come.
+
+    Returns:
+        0 when every shard is final and complete, else 1.
+    """
+    console = Console()
+    live = (
+        Live(console=console, auto_refresh=False) if console.is_terminal and not as_json else None
+    )
+    facts, drivers = look(storage)
+    with live or contextlib.nullcontext(), contextlib.suppress(KeyboardInterrupt):
+        while True:
+            if live is not None:
+                live.update(watched(str(storage), facts, drivers), refresh=True)
+            else:
+                print(json.dumps(facts) if as_json else one_line(facts, drivers), flush=True)
+            if facts["finished"] or not facts["running_drivers"]:
+                break
+            time.sleep(seconds)
+            facts, drivers = look(storage)
+    if not as_json:
+        print(describe(str(storage), facts))
+    return 0 if facts["finished"] else 1
+
+
+def watched(
+    root: str, facts: Mapping[str, Any], drivers: Sequence[Mapping[str, Any]]
+) -> RenderableType:
+    """What is committed, and the table of every driver at work."""
+    at_work = running(drivers, time.time())
+    place = Text(root, style="bold", no_wrap=True, overflow="ellipsis")
+    committed = (
+        f"{facts['clips']:,} clips committed, {facts['final_shards']:,} of "
+        f"{facts['num_shards']:,} shards final"
+    )
+    return Group(place, Text(committed), *(panel(beat) for beat in at_work))
+
+
+def one_line(facts: Mapping[str, Any], drivers: Sequence[Mapping[str, Any]]) -> str:
+    """The same without a terminal: what is committed, and the newest driver's rates and ETA."""
+    parts = [
+        f"shards {facts['final_shards']:,}/{facts['num_shards']:,}",
+        f"clips {facts['clips']:,}",
+        f"quarantined {sum(facts['quarantined'].values()):,}",
+    ]
+    at_work = running(drivers, time.time())
+    found = pace(at_work[0]) if at_work else None
+    if found is not None:
+        for name, rate, busy, _ in stages(at_work[0]):
+            parts.append(f"{name} {rate}" + ("" if busy is None else f" {busy:.0%} busy"))
+        eta = "-" if found.eta_seconds is None else duration(found.eta_seconds)
+        parts.append(f"ETA {eta}")
+    return "  ".join(parts)
 
 
 def collect(

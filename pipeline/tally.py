@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+from pipeline.history import History
+from pipeline.reader import shown
+from pipeline.receipts import Receipt
+
+LAST_QUARANTINED = 4
+"""Of these the newest are shown while a run goes on."""
 
 
 @dataclass(slots=True)
@@ -37,8 +46,23 @@ class Tally:
     """When, by this process's monotonic clock."""
     began_at_seconds: float = field(default_factory=time.time)
     """The same as seconds since 1970; the command's own start where it is known."""
+    history: History = field(default_factory=History)
+    """How the counters grew."""
+    last_quarantined: deque[str] = field(default_factory=lambda: deque(maxlen=LAST_QUARANTINED))
+    """``shard::key: reason`` of the newest ones in shards that have ended."""
     is_interrupted: bool = False
     """It was asked to stop before everything was done."""
+
+    def take(self, receipts: Iterable[Receipt]) -> None:
+        """Remember what was quarantined lately."""
+        for receipt in receipts:
+            for video in receipt.quarantined[-LAST_QUARANTINED:]:
+                text = f"{receipt.shard}::{shown(video['key'])}: {video['reason']}"
+                self.last_quarantined.append(text)
+
+    def remember(self) -> None:
+        """Keep this moment."""
+        self.history.add(time.monotonic() - self.began, self.counters)
 
     def record(self) -> dict[str, Any]:
         """For the heartbeat: plain values."""
@@ -53,6 +77,10 @@ class Tally:
             "expelled": self.expelled,
             "num_workers": self.num_workers,
             "before": self.before,
+            "to_cover": self.to_cover,
             "counters": self.counters,
+            "began_at_seconds": self.began_at_seconds,
+            "last_quarantined": list(self.last_quarantined),
+            "history": self.history.record(),
             "elapsed_seconds": time.monotonic() - self.began,
         }

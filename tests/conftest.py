@@ -19,9 +19,12 @@ def _two_torch_threads() -> None:
 
 @pytest.fixture(autouse=True)
 def _random_state_put_back() -> Iterator[None]:
-    """A test may seed or draw without changing what the next one sees."""
+    """A test may seed, draw or set torch up without changing what the next one sees."""
     python, numpy_, torch_ = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
     random.setstate(python)
     np.random.set_state(numpy_)
     torch.set_rng_state(torch_)

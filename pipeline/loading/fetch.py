@@ -85,12 +85,35 @@ class Fetch:
         self._footers: dict[str, Footer] = {}
         self._lock = threading.Lock()
 
-    def rows(self, group: Group, columns: Sequence[str] | None = None) -> Rows:
+    @property
+    def asks_often(self) -> bool:
+        """Whether a row group costs a request to a distant store each time it is read."""
+        return self._cache is None and not self._storage.is_local
+
+    def part_range(self, line: Line, start: int, end: int) -> bytes:
+        """Bytes ``[start, end)`` of a part, unchecked; fewer where it is shorter.
+
+        Raises:
+            CorruptPart: there is no such part.
+            StorageError: storage did not answer.
+        """
+        try:
+            return self._storage.read_range(f"parts/{line.part}", start, end)
+        except FileNotFoundError as error:
+            raise CorruptPart(f"part {line.part} of {line.shard} is missing") from error
+
+    def rows(
+        self,
+        group: Group,
+        columns: Sequence[str] | None = None,
+        content: bytes | memoryview | None = None,
+    ) -> Rows:
         """Some columns of a row group.
 
         Args:
             group: which.
             columns: None: all.
+            content: its bytes, not compared with its digest yet; None: they are read.
 
         Raises:
             CorruptPart: it is not what was committed; names part and row group.
@@ -98,7 +121,10 @@ class Fetch:
         """
         try:
             footer = self._footer(group.line)
-            content = self._bytes(group)
+            if content is None:
+                content = self._bytes(group)
+            else:
+                self._check(group.line, group.index, content)
             wanted = footer.schema.names if columns is None else list(columns)
             blobs = None
             if "tokens" in wanted:

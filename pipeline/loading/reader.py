@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.loading.batches import BatchMaker
 from pipeline.loading.fetch import Fetch
+from pipeline.loading.neighbours import Neighbours
 from pipeline.loading.packed import PackedLayout
 from pipeline.loading.passes import Layout, Slot, Work
 from pipeline.loading.prefetch import ahead
@@ -41,6 +42,12 @@ class Reader:
             StorageError: storage did not answer.
         """
         take = self.fetch.buffers.take
+        neighbours = [
+            Neighbours(kind.groups, self.fetch.part_range)
+            if order.is_as_listed and self.fetch.asks_often
+            else None
+            for kind, order in zip(self.classes, layout.orders, strict=True)
+        ]
 
         def load(slot: Slot) -> Loaded:
             slot.rows = load_group(
@@ -50,6 +57,7 @@ class Reader:
                 slot.group,
                 self.maker.stored_columns,
                 replace=self.maker.marks_replaced,
+                neighbours=neighbours[slot.kind],
             )
             return slot.rows  # type: ignore[no-any-return]
 

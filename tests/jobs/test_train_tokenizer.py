@@ -84,7 +84,7 @@ def curve_of(run: Path) -> list[dict[str, Any]]:
 
 
 MISTAKES = [
-    ([], "no dataset chosen; add +dataset=NAME, one of: demo, folder, tars, webvid"),
+    ([], "no dataset chosen; add +dataset=NAME, one of: demo, folder, "),
     (CHOSEN[:2], "no stage chosen; add +stage=NAME, one of: long, one, two"),
     (CHOSEN, "no run folder; add train.run=RUN"),
     ([*CHOSEN, "train.run=r", "train.step=3"], "did you mean train.steps?"),

@@ -37,6 +37,7 @@ TINY = (
     "sampling.resolution=32",
     "encoder.threads=1",
     "encoder.decoders=1",
+    "output.report=false",
 )
 """A real tokenizer, encoding a clip in milliseconds."""
 

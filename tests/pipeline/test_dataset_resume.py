@@ -194,7 +194,7 @@ def test_shapes_take_turns_and_continue_exactly(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stateful_data_loader_continues_exactly(storage: Storage, workers: int) -> None:
-    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+    from torchdata import stateful_dataloader as stateful
 
     def loader() -> Any:
         (dataset,) = ranks(storage, 1, batch_size=8)

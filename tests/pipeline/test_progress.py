@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.progress import ProgressLine, duration, summary
+from pipeline.live import duration
+from pipeline.progress import ProgressLine, summary
 from pipeline.tally import Tally
 from tests.pipeline.receipts import ledger_of, receipt
 

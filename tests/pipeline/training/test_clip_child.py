@@ -14,7 +14,7 @@ from pipeline.training.clip_child import decode_drawn
 from pipeline.training.draws import Draw, with_draws
 from tests.pipeline.media import decoded, plan_of
 
-CENTRE = Draw(fps=25.0, start=0.0, across=None, down=None, mirrored=False)
+CENTRE = Draw(fps=25.0, start=0.0, across=None, down=None, mirrored=False, zoom=1.0)
 
 
 def drawn_clips(video: bytes, draws: list[Draw], clip_frames: int = 17) -> list[np.ndarray]:
@@ -41,9 +41,9 @@ def test_frames_before_the_last_are_those_that_the_pipeline_encodes(name: str, f
 def test_several_clips_of_one_pass_are_those_of_several_passes() -> None:
     video = (CLIPS / "cup_portrait.mp4").read_bytes()
     draws = [
-        Draw(fps=8.0, start=0.9, across=0.1, down=0.8, mirrored=True),
-        Draw(fps=25.0, start=0.2, across=None, down=0.1, mirrored=False),
-        Draw(fps=8.0, start=0.0, across=0.5, down=0.5, mirrored=False),
+        Draw(fps=8.0, start=0.9, across=0.1, down=0.8, mirrored=True, zoom=1.0),
+        Draw(fps=25.0, start=0.2, across=None, down=0.1, mirrored=False, zoom=1.0),
+        Draw(fps=8.0, start=0.0, across=0.5, down=0.5, mirrored=False, zoom=1.0),
     ]
     together = drawn_clips(video, draws, 5)
     for draw, clip in zip(draws, together, strict=True):

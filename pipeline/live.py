@@ -1,0 +1,131 @@
+"""How a run stands, as a small table: rates of each stage, queues, what waits.
+
+Made from what a driver says of itself (its heartbeat), so that the run's own terminal and
+``pipeline.status --watch`` on another machine show the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.balance import Shares, bottleneck, shares, waiting
+from pipeline.history import Step, lately, moments_of, steps
+
+WINDOW_SECONDS = 60.0
+"""Of the rates shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """Rates of the last minute, and what they promise."""
+
+    step: Step
+    """What happened in that time."""
+    shares: Shares
+    """What waited in that time."""
+    eta_seconds: float | None
+    """Until all is covered; None: not known."""
+
+    def per_second(self, counter: str) -> float:
+        """Rate of a counter of `history.COLUMNS`."""
+        return self.step.grown[counter] / self.step.seconds
+
+
+def pace(beat: Mapping[str, Any]) -> Pace | None:
+    """Of a driver's record; None: nothing has been measured yet."""
+    step = lately(steps(moments_of(beat)), seconds=WINDOW_SECONDS)
+    if step is None:
+        return None
+    rate = step.grown["covered"] / step.seconds
+    left = float(beat.get("to_cover", 0)) - beat.get("counters", {}).get("covered", 0.0)
+    return Pace(
+        step=step,
+        shares=shares(waiting({}), waiting(step.grown)),
+        eta_seconds=max(0.0, left) / rate if rate > 0 else None,
+    )
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes, seconds.
+
+    >>> duration(3725.4), duration(42)
+    ('1:02:05', '0:42')
+    """
+    whole = round(max(0.0, seconds))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def stages(beat: Mapping[str, Any]) -> list[tuple[str, str, float | None, str]]:
+    """Name of each stage, its rate, its busy share (None: not known), and what it waits for.
+
+    Args:
+        beat: a driver's record.
+    """
+    found = pace(beat)
+    if found is None:
+        return []
+    counters, share = beat.get("counters", {}), found.shares
+    has_clips = found.step.grown["encode_seconds"] + found.step.grown["starved_seconds"] > 0
+    has_children = found.step.grown["decoder_seconds"] > 0
+    decoders, workers = counters.get("decoders", 0), beat.get("num_workers", 0)
+    return [
+        ("read", f"{found.per_second('videos'):.2f} videos/s", None, ""),
+        (
+            "decode",
+            f"{found.per_second('source_seconds'):.1f} s of video/s",
+            1 - share.full - share.idle if has_children else None,
+            f"processes: {decoders:.0f}, {share.full:.0%} wait for the encoder",
+        ),
+        (
+            "encode",
+            f"{found.per_second('encoded_clips'):.2f} clips/s",
+            1 - share.starved if has_clips else None,
+            f"workers: {workers}, {share.starved:.0%} wait for clips",
+        ),
+        ("write", f"{found.per_second('token_bytes') / 1e6:.3f} MB/s", None, "tokens"),
+    ]
+
+
+def panel(beat: Mapping[str, Any]) -> RenderableType:
+    """The table of a driver's record."""
+    before, counters = beat.get("before", {}), beat.get("counters", {})
+
+    def total(name: str) -> str:
+        return f"{before.get(name, 0) + counters.get(name, 0):,.0f}"
+
+    done, num = beat.get("done_shards", 0), beat.get("num_shards", 0)
+    found = pace(beat)
+    eta = "-" if found is None or found.eta_seconds is None else duration(found.eta_seconds)
+    head = Table.grid(padding=(0, 2))
+    head.add_row(
+        ProgressBar(total=max(1, num), completed=done, width=28),
+        Text(f"{done:,} of {num:,} shards"),
+        Text(f"running {duration(float(beat.get('elapsed_seconds') or 0.0))}"),
+        Text(f"ETA {eta}", style="bold"),
+    )
+    table = Table.grid(padding=(0, 2))
+    for name, rate, busy, rest in stages(beat):
+        bar = "" if busy is None else ProgressBar(total=1.0, completed=busy, width=12)
+        percent = "" if busy is None else f"{busy:.0%} busy"
+        table.add_row(Text(name, style="cyan"), rate, bar, percent, Text(rest, style="dim"))
+    left = num - done - beat.get("in_flight", 0) - len(beat.get("failed_shards", {}))
+    queues = (
+        f"shards: {beat.get('in_flight', 0):,} in hand, {max(0, left):,} waiting, "
+        f"{len(beat.get('failed_shards', {})):,} failed; {beat.get('retries', 0):,} retries"
+    )
+    sums = (
+        f"{total('videos')} videos, {total('clips')} clips, {total('filtered')} filtered, "
+        f"{total('quarantined')} quarantined; {bottleneck(counters)}"
+    )
+    lines: list[RenderableType] = [head, table, Text(queues), Text(sums)]
+    for text in beat.get("last_quarantined", ()):
+        lines.append(Text(f"quarantined {text}", style="yellow", no_wrap=True, overflow="ellipsis"))
+    return Group(*lines)

@@ -1,0 +1,1 @@
+"""What the run report is made of; ``python -m pipeline.report`` puts it together."""

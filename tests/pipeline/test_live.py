@@ -1,0 +1,216 @@
+"""The live table, and ``pipeline.status --watch``: what is seen while a run goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipeline.history import COLUMNS, MOST, History, lately, moments_of, steps
+from pipeline.live import pace, panel, stages
+from pipeline.status import main
+from pipeline.storage import Storage
+from pipeline.tally import LAST_QUARANTINED, Tally
+from tests.pipeline.fakes import make_out
+from tests.pipeline.receipts import receipt
+
+
+def moment(at: float, **counters: float) -> list[float]:
+    return [at, *(counters.get(name, 0.0) for name in COLUMNS)]
+
+
+def beat(**changes: Any) -> dict[str, Any]:
+    """A driver in the middle of its work, two minutes after its start."""
+    before = moment(40.0, clips=100, covered=100)
+    now = moment(
+        100.0,
+        clips=700,
+        encoded_clips=600,
+        covered=400,
+        videos=120,
+        encode_seconds=45,
+        starved_seconds=15,
+        source_seconds=600,
+        decoder_seconds=120,
+        decoder_busy_seconds=90,
+        decoder_full_seconds=30,
+        token_bytes=3_000_000,
+    )
+    record = Tally(num_shards=9, done_shards=3, to_cover=1000, in_flight=2, num_workers=2).record()
+    record["history"] = {"columns": list(COLUMNS), "moments": [moment(0.0), before, now]}
+    record["counters"] = {"covered": 400.0, "clips": 700.0, "decoders": 2}
+    return record | changes
+
+
+def text_of(record: dict[str, Any], width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(panel(record))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_rates_are_of_the_last_minute_and_the_eta_follows_from_what_is_covered() -> None:
+    found = pace(beat())
+    assert found is not None
+    assert (found.step.at_seconds, found.step.seconds) == (40.0, 60.0)
+    assert found.per_second("clips") == 10.0
+    assert found.eta_seconds == pytest.approx((1000 - 400) / 5.0)
+    assert (found.shares.starved, found.shares.full) == (0.25, 0.25)
+
+
+def test_the_table_says_rate_and_busy_share_of_every_stage() -> None:
+    lines = {name: (rate, busy) for name, rate, busy, _ in stages(beat())}
+    assert lines == {
+        "read": ("2.00 videos/s", None),
+        "decode": ("10.0 s of video/s", 0.5),
+        "encode": ("10.00 clips/s", 0.75),
+        "write": ("0.050 MB/s", None),
+    }
+    text = text_of(beat(last_quarantined=["s::[bold]k: crash"]))
+    for expected in ("3 of 9 shards", "ETA 2:00", "2 in hand, 4 waiting", "75% busy"):
+        assert expected in text
+    assert "s::[bold]k: crash" in text  # a key is no markup
+
+
+def test_a_run_that_has_not_begun_has_a_table_without_rates() -> None:
+    text = text_of(Tally(num_shards=2).record())
+    assert "0 of 2 shards" in text
+    assert "ETA -" in text
+
+
+@pytest.mark.parametrize("history", [None, 3, {}, {"columns": ["x"], "moments": [[1, 2]]}])
+def test_a_heartbeat_of_other_code_has_no_history(history: Any) -> None:
+    assert moments_of({"history": history}) == []
+    assert pace({"history": history}) is None
+
+
+def test_a_history_stays_small_and_covers_the_whole_run() -> None:
+    history = History()
+    for second in range(100_000):
+        history.add(float(second), {"clips": 2.0 * second})
+    assert MOST / 2 - 1 <= len(history.moments) <= MOST
+    assert history.moments[0][0] == 0.0
+    found = steps(history.moments)
+    assert sum(step.grown["clips"] for step in found) == pytest.approx(2e5, rel=0.01)
+    last = lately(found, seconds=60.0)
+    assert last is not None
+    assert last.clips_per_second == pytest.approx(2.0)
+
+
+def test_a_worker_that_dies_gives_no_negative_rate() -> None:
+    found = steps([moment(0.0, clips=10), moment(5.0, clips=4), moment(10.0, clips=9)])
+    assert [step.grown["clips"] for step in found] == [0.0, 5.0]
+
+
+def test_the_newest_quarantined_videos_are_remembered() -> None:
+    tally = Tally()
+    bad = [{"key": f"k{n}", "reason": "crash", "message": ""} for n in range(9)]
+    tally.take([receipt(quarantined=bad)])
+    assert list(tally.last_quarantined) == [f"s::k{n}: crash" for n in range(5, 9)]
+    assert len(tally.last_quarantined) == LAST_QUARANTINED
+
+
+# ---- status --watch ----
+
+
+def write_beat(storage: Storage, record: dict[str, Any]) -> None:
+    storage.put("progress/d.json", json.dumps(record).encode())
+
+
+def test_watch_goes_on_while_a_driver_works_and_ends_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = make_out(tmp_path / "out", shards=2, videos=2)
+    write_beat(storage, beat(running=True))
+
+    def end() -> None:
+        write_beat(storage, beat(running=False, num_shards=2))
+
+    timer = threading.Timer(0.8, end)
+    timer.start()
+    code = main([storage.root, "--watch", "0.2"])
+    timer.join()
+    lines = capsys.readouterr().out.splitlines()
+    live = [line for line in lines if line.startswith("shards 2/9")]
+    assert len(live) >= 2
+    assert "encode 10.00 clips/s 75% busy" in live[0]
+    assert "ETA 2:00" in live[0]
+    assert code == 0
+    assert lines[-1] == "nobody is working on it now"
+
+
+def test_watch_on_a_terminal_shows_the_table(tmp_path: Path) -> None:
+    storage = make_out(tmp_path / "out", shards=1, videos=1)
+    write_beat(storage, beat(running=True))
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "pipeline.status", storage.root, "--watch", "0.2"]
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+    with subprocess.Popen(command, stdout=follower, stderr=follower, env=environment) as process:
+        os.close(follower)
+        seen, until = b"", time.monotonic() + 60
+        while b"75% busy" not in seen and time.monotonic() < until:
+            seen += os.read(leader, 4096)
+        process.terminate()
+    os.close(leader)
+    assert b"shards final" in seen
+    assert b"75% busy" in seen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(("--watch", "0"), "--watch 0: must be more than 0"), (("--watch",), "no run.json there")],
+)
+def test_a_wrong_watch_is_one_line(
+    arguments: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main([str(tmp_path), *arguments])
+    except SystemExit as stopped:
+        code = int(str(stopped.code))
+    assert code == 2
+    assert said in capsys.readouterr().err
+
+
+SHOW = """
+import logging, sys, time
+logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
+from pipeline.progress import ProgressLine
+from pipeline.tally import Tally
+with ProgressLine() as shown:
+    shown.show(Tally(num_shards=3))
+    time.sleep(0.6)
+    logging.info("a line of the log")
+    shown.show(Tally(num_shards=3))
+logging.info("a line afterwards")
+"""
+
+
+def test_log_lines_stand_above_the_table_and_go_to_the_terminal_again_afterwards() -> None:
+    leader, follower = pty.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+    command = [sys.executable, "-c", SHOW]
+    with subprocess.Popen(command, stdout=follower, stderr=follower, env=environment) as process:
+        os.close(follower)
+        seen = b""
+        with contextlib.suppress(OSError):  # the other side is closed
+            while chunk := os.read(leader, 4096):
+                seen += chunk
+    os.close(leader)
+    assert process.returncode == 0
+    # rich takes the table away (cursor up, erase line) before it writes the line
+    before_the_line = seen.partition(b"a line of the log")[0]
+    assert b"0 of 3 shards" in before_the_line
+    assert before_the_line.rstrip(b"\x1b[0m").endswith((b"\x1b[2K", b"\r"))
+    assert seen.count(b"a line of the log") == 1
+    assert b"a line afterwards" in seen
