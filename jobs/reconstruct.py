@@ -14,7 +14,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -193,9 +192,8 @@ def _decode_clip(options: argparse.Namespace) -> int:
     surplus, num_written = max(0, added - model.config.dropped_frames), 0
     height, width = (size * stride for size, stride in zip(
         tokens.shape[-2:], model.config.stride[1:], strict=True))  # fmt: skip
-    rate = Fraction(clip.fps).limit_denominator(1001)
     unfinished = options.input.with_name(f"unfinished-{options.input.name}")
-    writer = VideoWriter(unfinished, height=height, width=width, rate=rate)
+    writer = VideoWriter(unfinished, height=height, width=width, rate=clip.shown_rate)
     progress = _Progress(clip.num_frames)
     for x_hat in parts:
         pictures, surplus = _pictures(x_hat[:, :, surplus:]), max(0, surplus - x_hat.shape[2])
@@ -212,9 +210,8 @@ def _decode_clip(options: argparse.Namespace) -> int:
 def _write_plugin_clip(clip: TokenisedClip, options: argparse.Namespace) -> int:
     pictures = plugin_frames(clip, options.checkpoint, options.device, options.precision).numpy()
     _, height, width, _ = pictures.shape
-    rate = Fraction(clip.fps).limit_denominator(1001)
     unfinished = options.input.with_name(f"unfinished-{options.input.name}")
-    writer = VideoWriter(unfinished, height=height, width=width, rate=rate)
+    writer = VideoWriter(unfinished, height=height, width=width, rate=clip.shown_rate)
     for number, picture in enumerate(pictures):
         writer.write(picture, number)
     writer.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,11 @@ class TokenisedClip:
     """As the run was given it."""
     seed: int
     """For random weights."""
+
+    @property
+    def shown_rate(self) -> Fraction:
+        """Frames per second of a file that shows it; an image is shown for a second."""
+        return Fraction(self.fps).limit_denominator(1001) or Fraction(1)
 
 
 def find_clip(root: str, clip_id: str) -> TokenisedClip:

@@ -43,7 +43,7 @@ COLUMNS = {
     "shard": "name of the source's shard",
     "key": "name of the video in its shard",
     "clip_index": "position of the clip among those of its video and rate, from 0",
-    "fps": "frames per second of the clip",
+    "fps": "frames per second of the clip; 0: an image, a clip of one frame",
     "start_seconds": "where the clip starts in its video, in seconds from the first frame",
     "end_seconds": "where it ends, in seconds",
     "frame_seconds": "of each frame, when the source shows it, in seconds",

@@ -103,6 +103,9 @@ class DatasetConfig:
         default_factory=lambda: "mp4 m4v mov webm mkv avi mpg mpeg ts m2ts 3gp flv wmv ogv".split()
     )
     """Endings that make a member a video."""
+    image_extensions: list[str] = field(default_factory=list)
+    """Endings that make a member an image, a clip of one frame: [jpg, jpeg, png, webp]; tokenizers
+    that take one frame only. A key that has a video, too, is that video."""
     caption_key: str = "caption"
     """Key of the caption in a sample's JSON; a .txt member comes first."""
     spans: str | None = None

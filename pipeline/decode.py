@@ -54,6 +54,7 @@ from pipeline.transforms import Geometry
 REASONS = (
     "empty",
     "not_a_video",
+    "not_an_image",
     "no_video_stream",
     "no_frames",
     "truncated",

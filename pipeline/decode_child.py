@@ -35,6 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.decode import decode_clips
+from pipeline.decode_image import decode_image
 from pipeline.decode_messages import (
     Message,
     clip_message,
@@ -151,7 +152,8 @@ class _Child:
     def _verdict(self, message: Message) -> Message:
         try:
             limit_memory(message["memory_bytes"])
-            return summary_message(self._decode_video(message["num_bytes"], read_spans(message)))
+            decode = decode_image if message["kind"] == "image" else self._decode
+            return summary_message(self._clips(decode, message))
         except VideoError as error:
             reason, text = error.reason, error.message
             if reason in _MAYBE_MEMORY and is_memory_short(message["memory_bytes"]):
@@ -166,15 +168,15 @@ class _Child:
             self._slot = None
         return {"kind": "failed", "reason": reason, "message": text}
 
-    def _decode_video(self, num_bytes: int, spans: Sequence[TimeSpan] | None) -> DecodeSummary:
+    def _clips(self, decode: Decode, message: Message) -> DecodeSummary:
         summary: DecodeSummary | None = None
-        for item in self._decode(
-            self._read_video(num_bytes),
+        for item in decode(
+            self._read_video(message["num_bytes"]),
             self._plan,
             self._limits,
             self._ring.count_progress,
             self._next_slot,
-            spans,
+            read_spans(message),
         ):
             if isinstance(item, DecodeSummary):
                 summary = item

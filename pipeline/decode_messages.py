@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.records import (
+    IMAGE_FPS,
     Clip,
     ClipPlan,
     DecodeSummary,
@@ -90,10 +91,21 @@ def read_settings(message: Message) -> tuple[ClipPlan, VideoLimits, int]:
     return ClipPlan(**fields), VideoLimits(**message["limits"]), message["num_slots"]
 
 
-def video_message(num_bytes: int, memory_bytes: int, spans: Sequence[TimeSpan] | None) -> Message:
+def video_message(
+    num_bytes: int,
+    memory_bytes: int,
+    spans: Sequence[TimeSpan] | None,
+    *,
+    is_image: bool = False,
+) -> Message:
     """Work for a child: how long the video in its memory file is, and what clips lie within."""
     pairs = None if spans is None else [(span.start_seconds, span.end_seconds) for span in spans]
-    return {"kind": "video", "num_bytes": num_bytes, "memory_bytes": memory_bytes, "spans": pairs}
+    return {
+        "kind": "image" if is_image else "video",
+        "num_bytes": num_bytes,
+        "memory_bytes": memory_bytes,
+        "spans": pairs,
+    }
 
 
 def read_spans(message: Message) -> tuple[TimeSpan, ...] | None:
@@ -110,7 +122,9 @@ def clip_message(clip: Clip, slot: int) -> Message:
     return {"kind": "clip", "slot": slot, "shape": clip.frames.shape, "clip": fields}
 
 
-def read_clip(message: Message, plan: ClipPlan) -> tuple[Clip, int, tuple[int, ...]]:
+def read_clip(
+    message: Message, plan: ClipPlan, *, is_image: bool = False
+) -> tuple[Clip, int, tuple[int, ...]]:
     """The clip of a message, still without frames; its slot, and the shape of what lies there.
 
     Raises:
@@ -130,12 +144,13 @@ def read_clip(message: Message, plan: ClipPlan) -> tuple[Clip, int, tuple[int, .
         span_index=None if fields.get("span_index") is None else _whole(fields, "span_index"),
         pixels=None if fields.get("pixels") is None else _pixels(fields),
     )
-    if fps not in plan.fps or len(seconds) > plan.clip_frames:
+    rates, most = ((IMAGE_FPS,), 1) if is_image else (plan.fps, plan.clip_frames)
+    if fps not in rates or len(seconds) > most:
         raise ValueError(f"a clip at {fps} fps with {len(seconds)} times is not of the plan")
     shape = tuple(_whole({"shape": n}, "shape") for n in _fields(message, "shape", list))
     if len(shape) != 4 or shape[1:3] not in plan.buckets or shape[3] != 3:
         raise ValueError(f"frames of shape {list(shape)} are not of the plan")
-    if not 1 <= shape[0] <= plan.clip_frames:
+    if not 1 <= shape[0] <= most:
         raise ValueError(f"{shape[0]} frames are not of the plan")
     return clip, _whole(message, "slot"), shape
 
@@ -146,7 +161,7 @@ def summary_message(summary: DecodeSummary) -> Message:
     return {"kind": "decoded", "summary": fields}
 
 
-def read_summary(message: Message, plan: ClipPlan) -> DecodeSummary:
+def read_summary(message: Message, plan: ClipPlan, *, is_image: bool = False) -> DecodeSummary:
     """The inverse of `summary_message`.
 
     Raises:
@@ -156,7 +171,8 @@ def read_summary(message: Message, plan: ClipPlan) -> DecodeSummary:
     source = _fields(fields, "source", dict)
     clips = [_pair(pair) for pair in _fields(fields, "num_clips", list)]
     filtered = _fields(fields, "filtered", dict)
-    if any(fps not in plan.fps for fps, _ in clips):
+    rates = (IMAGE_FPS,) if is_image else plan.fps
+    if any(fps not in rates for fps, _ in clips):
         raise ValueError(f"numbers of clips at rates that are not of the plan: {clips}")
     return DecodeSummary(
         source=SourceInfo(

@@ -157,16 +157,24 @@ class DecodePool:
             peak_rss_bytes=max([self._peak_rss_bytes, *(c.peak_rss_bytes() for c in children)]),
         )
 
-    def submit(self, ticket: int, data: bytes, spans: tuple[TimeSpan, ...] | None = None) -> None:
+    def submit(
+        self,
+        ticket: int,
+        data: bytes,
+        spans: tuple[TimeSpan, ...] | None = None,
+        *,
+        is_image: bool = False,
+    ) -> None:
         """Queue a video; never waits, so the caller bounds what is in flight.
 
         Args:
             ticket: names the video in events; unique among those in flight.
             data: the encoded file, kept until the video is done.
             spans: its clips lie within one of these; None: anywhere.
+            is_image: it is an image: one clip of one frame.
         """
         self._raise_if_broken()
-        self._submitted.append(Job(ticket, data, spans=spans))
+        self._submitted.append(Job(ticket, data, spans=spans, is_image=is_image))
         self._wake()
 
     def next_event(self, timeout_seconds: float) -> Event | None:
@@ -285,7 +293,7 @@ class DecodePool:
             if sum(child.num_clips.values()) > self._limits.clips:
                 raise ValueError(f"more than {self._limits.clips} clips")
         elif kind == "decoded":
-            summary = read_summary(message, self._plan)
+            summary = read_summary(message, self._plan, is_image=job.is_image)
             if {fps: n for fps, n in summary.num_clips.items() if n} != child.num_clips:
                 raise ValueError(f"gave {child.num_clips} clips, counts {summary.num_clips}")
             self._finish(child, VideoDecoded(job.ticket, summary))

@@ -54,6 +54,8 @@ class Job:
     """Children that somebody else killed while they had it."""
     spans: tuple[TimeSpan, ...] | None = None
     """Its clips lie within one of these; None: anywhere."""
+    is_image: bool = False
+    """It is an image: one clip of one frame."""
 
 
 class ChildProcess:
@@ -134,7 +136,7 @@ class ChildProcess:
         while view:
             view = view[os.pwrite(self._video_fd, view, len(job.data) - len(view)) :]
         memory_bytes = job.factor * self._limits.child_memory_bytes
-        message = video_message(len(job.data), memory_bytes, job.spans)
+        message = video_message(len(job.data), memory_bytes, job.spans, is_image=job.is_image)
         with self._lock, contextlib.suppress(ConnectionError, BlockingIOError):
             send(self.connection, message, wait=False)
 
@@ -144,7 +146,8 @@ class ChildProcess:
         Raises:
             ValueError: the message is wrong, or it is not this clip's turn.
         """
-        clip, slot, shape = read_clip(message, self._plan)
+        is_image = self.job is not None and self.job.is_image
+        clip, slot, shape = read_clip(message, self._plan, is_image=is_image)
         with self._lock:
             if slot >= self._num_slots or slot in self._held:
                 raise ValueError(f"slot {slot} is not free")

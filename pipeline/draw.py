@@ -151,7 +151,7 @@ class Sources:
         if url not in self._folders:
             listed = list_folder(
                 url,
-                self.rules.video_extensions,
+                self.rules.media_extensions,
                 num_buckets=self.num_buckets,
                 options=self.options,
             )

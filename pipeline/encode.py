@@ -153,8 +153,8 @@ class ClipEncoder:
         if compile_for is None:
             self.numerics["compiled"] = False
             return
-        # one compilation per bucket; torch gives up behind 8 of them
-        torch._dynamo.config.recompile_limit = max(8, len(spec.buckets) + 1)
+        # one compilation per bucket, and per bucket of images; torch gives up behind 8 of them
+        torch._dynamo.config.recompile_limit = max(8, 2 * len(spec.buckets) + 1)
         with torch.inference_mode(), self._out_of_memory():
             first = (spec.batch_clips, spec.clip_frames, *spec.buckets[0], 3)
             try:

@@ -101,7 +101,7 @@ class Flow:
         with self.changed:
             ticket = next(self._tickets)
             self._decoding[ticket] = video
-        self._pool.submit(ticket, video.original, video.time_spans)
+        self._pool.submit(ticket, video.original, video.time_spans, is_image=video.sample.is_image)
 
     def count_readers(self, change: int) -> None:
         """Readers that supply videos are more or fewer now."""

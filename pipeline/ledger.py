@@ -65,6 +65,8 @@ class ShardState:
     """Eight bytes for every key that is committed; empty when the shard is complete."""
     videos: int = 0
     clips: int = 0
+    single_frames: int = 0
+    """Of the clips, those of one latent frame: images (and videos as short as that)."""
     part_bytes: int = 0
     filtered: dict[str, int] = field(default_factory=dict)
     """Reason -> videos (per target rate)."""
@@ -129,6 +131,7 @@ class ShardState:
 
     def _count(self, line: Line) -> None:
         self.clips, self.part_bytes = self.clips + line.rows, self.part_bytes + line.part_bytes
+        self.single_frames += sum(n for shape, n in line.shapes.items() if is_single_frame(shape))
         for reason, number in line.filtered.items():
             self.filtered[reason] = self.filtered.get(reason, 0) + number
         if line.generation:
@@ -136,6 +139,15 @@ class ShardState:
         self.quarantined.pop(line.segment, None)
         if line.quarantined:
             self.quarantined[line.segment] = line.quarantined
+
+
+def is_single_frame(shape: str) -> bool:
+    """Whether tokens of this shape, ``[c,]t,h,w``, are of one latent frame.
+
+    >>> is_single_frame("1,32,32"), is_single_frame("4,1,32,32"), is_single_frame("5,32,32")
+    (True, True, False)
+    """
+    return shape.split(",")[-3] == "1"
 
 
 def _broken(line: Line, reason: str) -> RunError:
@@ -157,6 +169,8 @@ class Counts:
     final_shards: int = 0
     videos: int = 0
     clips: int = 0
+    single_frames: int = 0
+    """Of the clips, those of one latent frame."""
     part_bytes: int = 0
     filtered: Counter[str] = field(default_factory=Counter)
     quarantined: Counter[str] = field(default_factory=Counter)
@@ -319,6 +333,7 @@ class Ledger:
             counts.begun_shards += not state.is_final
             counts.videos += state.videos
             counts.clips += state.clips
+            counts.single_frames += state.single_frames
             counts.part_bytes += state.part_bytes
             counts.filtered.update(state.filtered)
             for reasons in state.quarantined.values():

@@ -100,14 +100,15 @@ class ProgressLine:
         return "  ".join(parts)
 
 
-def summary(tally: Tally, counts: Counts, *, root: str) -> str:
+def summary(tally: Tally, counts: Counts, *, root: str, has_images: bool = False) -> str:
     """The lines that a run ends with; ``counts``: of all that is committed."""
+    images = f" ({counts.single_frames:,} images)" if has_images else ""
     elapsed = time.monotonic() - tally.began
     cut, filtered, reasons = counts.cut, counts.filtered, counts.quarantined
     lines = [
         f"shards: {tally.done_shards} of {tally.num_shards} final, {len(cut)} of them cut, "
         f"{len(tally.failed)} failed",
-        f"videos: {counts.videos:,}, clips: {counts.clips:,}, "
+        f"videos: {counts.videos:,}, clips: {counts.clips:,}{images}, "
         f"filtered: {filtered.total():,}{_counts(filtered)}, "
         f"quarantined: {reasons.total():,}{_counts(reasons)}",
     ]

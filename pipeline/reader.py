@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.backends import open_filesystem
 from pipeline.errors import StorageError, VideoError
 from pipeline.listing import Entry, files_below, look_at
+from pipeline.members import media_of, sidecars, text_of
 from pipeline.ranges import RangeBuffers, ReadsPlaces, open_places
 from pipeline.shards import Shard, ShardKind
 from pipeline.tar_walk import TarCut, TarWalk
@@ -50,8 +51,15 @@ class ReadRules:
     """Largest video."""
     sidecar_bytes: int
     """Largest .json or .txt."""
+    image_extensions: frozenset[str] = frozenset()
+    """Of images, likewise; empty: they are not looked for."""
     has_original_keys: bool = False
     """Whether a .key member says what the sample was called where it was copied from."""
+
+    @property
+    def media_extensions(self) -> frozenset[str]:
+        """Of videos and of images."""
+        return self.video_extensions | self.image_extensions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +92,8 @@ class Sample:
     """The JSON, as text."""
     defect: VideoError | None = None
     """Why the sample cannot even be handed to a decoder."""
+    is_image: bool = False
+    """``video`` is an image: one clip of one frame."""
     original_key: str | None = None
     """What it is called where it was copied from; None: here."""
     skipped: str | None = None
@@ -260,7 +270,7 @@ class _TarReader:
 
     def content(self, member: tarfile.TarInfo, extension: str) -> bytes | VideoError | None:
         """A member's bytes if the pipeline wants them; too large is said instead of read."""
-        is_video = extension.rsplit(".", 1)[-1] in self.rules.video_extensions
+        is_video = extension.rsplit(".", 1)[-1] in self.rules.media_extensions
         is_key = self.rules.has_original_keys and extension == "key"
         if not self.is_wanted or not (is_video or is_key or extension in ("txt", "json")):
             return None
@@ -304,16 +314,17 @@ def assemble_sample(
     end: int,
 ) -> Sample:
     """A sample from its files by extension; whatever is wrong becomes its ``defect``."""
-    videos = [name for name in group if name.rsplit(".", 1)[-1] in rules.video_extensions]
+    videos, is_image = media_of(group, rules.video_extensions, rules.image_extensions)
     try:
         for content in group.values():
             if isinstance(content, VideoError):
                 raise content
         if len(videos) != 1:
             members = ", ".join(sorted(group))[:200]
-            reason = "several_videos" if videos else "no_video"
-            raise VideoError(reason, f"wanted one video member, found: {members}")
-        caption, metadata = _sidecars(group.get("txt"), group.get("json"), rules.caption_key)
+            kind = "image" if is_image else "video"
+            reason = f"several_{kind}s" if videos else "no_video"
+            raise VideoError(reason, f"wanted one {kind} member, found: {members}")
+        caption, metadata = sidecars(group.get("txt"), group.get("json"), rules.caption_key)
     except VideoError as defect:
         return Sample(key=key, start_offset=begin, end_offset=end, defect=defect)
     video = group[videos[0]]
@@ -325,27 +336,9 @@ def assemble_sample(
         video=video if isinstance(video, bytes) else b"",
         caption=caption,
         metadata=metadata,
-        original_key=_text(group.get("key")),
+        is_image=is_image,
+        original_key=text_of(group.get("key")),
     )
-
-
-def _text(content: bytes | VideoError | None) -> str | None:
-    return content.decode() if isinstance(content, bytes) else None
-
-
-def _sidecars(text: Any, record: Any, caption_key: str) -> tuple[str | None, str | None]:
-    caption = None if text is None else text.decode("utf-8", "replace").strip()
-    if record is None:
-        return caption, None
-    try:
-        decoded = record.decode("utf-8")
-        fields = json.loads(decoded)
-        if caption is None and isinstance(fields, dict) and fields.get(caption_key) is not None:
-            # JSON can spell lone surrogates, which no UTF-8 column holds
-            caption = str(fields[caption_key]).encode("utf-8", "replace").decode()
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, numbers without end
-        raise VideoError("bad_metadata", f"the .json cannot be read: {error}") from error
-    return caption, decoded
 
 
 def _read_folder(

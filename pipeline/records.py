@@ -12,6 +12,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+IMAGE_FPS = 0.0
+"""Rate of the one clip that an image is: it has no time."""
+
 
 class SamplingMode(enum.Enum):
     """What one row of tokens covers."""

@@ -36,7 +36,7 @@ from pipeline.shards import normalise_url
 from pipeline.worker_spec import WorkerSpec
 
 if TYPE_CHECKING:
-    from tokenizer import CheckpointInfo
+    from tokenizer import CheckpointInfo, TokenSpec
 
 CPU_BATCH_CLIPS, GPU_BATCH_CLIPS = 1, 8
 """Default B: a CPU gains nothing from more than one clip."""
@@ -87,7 +87,26 @@ def clip_plan(run: RunConfig) -> ClipPlan:
             tokenizer.check_clip(frames + 1 if is_whole else frames, height, width)
     except ValueError as error:
         raise ConfigError(f"sampling does not suit tokenizer {tokenizer.name}: {error}") from error
+    if run.dataset.image_extensions:
+        check_images(tokenizer, plan)
     return plan
+
+
+def check_images(tokenizer: TokenSpec, plan: ClipPlan) -> None:
+    """Whether the tokenizer takes clips of one frame.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    try:
+        for height, width in plan.buckets:
+            tokenizer.check_clip(1, height, width)
+    except ValueError as error:
+        raise ConfigError(
+            f"dataset.image_extensions: an image is a clip of one frame, which tokenizer "
+            f"{tokenizer.name} does not take ({error}); use a causal tokenizer, or leave images "
+            "out with dataset.image_extensions=[]"
+        ) from error
 
 
 def check_whole(run: RunConfig) -> None:
@@ -149,11 +168,23 @@ def video_limits(run: RunConfig) -> VideoLimits:
 
 
 def read_rules(run: RunConfig) -> ReadRules:
-    """What the reader takes for a sample."""
+    """What the reader takes for a sample.
+
+    Raises:
+        ConfigError: an ending of videos and of images.
+    """
+    videos, images = (
+        frozenset(name.lower().lstrip(".") for name in names)
+        for names in (run.dataset.video_extensions, run.dataset.image_extensions)
+    )
+    if both := sorted(videos & images):
+        raise ConfigError(
+            f"dataset.image_extensions and dataset.video_extensions both name {', '.join(both)}: "
+            "keep each ending in one of them"
+        )
     return ReadRules(
-        video_extensions=frozenset(
-            name.lower().lstrip(".") for name in run.dataset.video_extensions
-        ),
+        video_extensions=videos,
+        image_extensions=images,
         caption_key=run.dataset.caption_key,
         video_bytes=run.limits.video_bytes,
         sidecar_bytes=run.limits.sidecar_bytes,
@@ -192,6 +223,8 @@ def identity(run: RunConfig, checkpoint_digest: str) -> Identity:
         "caption_key": rules.caption_key,
         "kind": "folder" if run.dataset.kind is DatasetKind.folder else "tar",
     }
+    if rules.image_extensions:
+        dataset["image_extensions"] = sorted(rules.image_extensions)
     if run.dataset.kind is DatasetKind.folder:
         dataset["num_buckets"] = run.dataset.num_buckets
     dataset |= spans_identity(run)

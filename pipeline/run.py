@@ -130,7 +130,7 @@ def execute(run: RunConfig) -> int:
         write_card(storage, plan.ledger, license_name=run.dataset.license)
     if run.output.report:
         report(storage, run.dataset.storage_options)
-    return conclude(plan, tally, storage)
+    return conclude(plan, tally, storage, has_images=bool(run.dataset.image_extensions))
 
 
 def read_weights(run: RunConfig) -> CheckpointInfo:
@@ -145,7 +145,7 @@ def list_shards(run: RunConfig) -> list[Shard]:
         assert dataset.path is not None
         return list_folder(
             dataset.path,
-            resolve.read_rules(run).video_extensions,
+            resolve.read_rules(run).media_extensions,
             num_buckets=dataset.num_buckets,
             options=dataset.storage_options,
         )
@@ -160,12 +160,16 @@ def list_shards(run: RunConfig) -> list[Shard]:
 def print_plan(job: _Job, plan: Plan) -> None:
     """Say what is there and what will be done."""
     run = job.run
-    final = plan.ledger.counts(shard.name for shard in plan.shards).final_shards
+    counts = plan.ledger.counts(shard.name for shard in plan.shards)
+    final = counts.final_shards
     size = sum(source.size_bytes for source in plan.sources.values())
     print(
         f"{run.dataset.name}: {len(plan.shards)} shards, {size / 1e6:,.1f} MB; {final} final, "
         f"{len(plan.tasks)} to do{' (dry run)' if run.dry_run else ''} -> {job.storage}"
     )
+    if run.dataset.image_extensions:
+        endings = ", ".join(sorted(resolve.read_rules(run).image_extensions))
+        print(f"images ({endings}) are clips of one frame; {counts.single_frames:,} are committed")
     if job.weights.is_random:
         print(f"tokenizer {run.tokenizer.name} has RANDOM weights: its tokens carry no meaning")
     if run.retry is not None:
@@ -313,10 +317,10 @@ def report(storage: Storage, source_options: Mapping[str, Any]) -> None:
         print(f"report: {place}")
 
 
-def conclude(plan: Plan, tally: Tally, storage: Storage) -> int:
+def conclude(plan: Plan, tally: Tally, storage: Storage, *, has_images: bool = False) -> int:
     """Print how the run ended; 0 when every shard is final and complete."""
     counts = plan.ledger.counts(shard.name for shard in plan.shards)
-    print(summary(tally, counts, root=str(storage)))
+    print(summary(tally, counts, root=str(storage), has_images=has_images))
     return 0 if not counts.cut and tally.done_shards == tally.num_shards and not tally.failed else 1
 
 

@@ -46,6 +46,11 @@ def read_run_record(storage: Storage) -> dict[str, Any] | None:
     return dict(record)
 
 
+def has_images(record: Mapping[str, Any]) -> bool:
+    """Whether images are among what an OUT is made of."""
+    return bool(record["fingerprint_of"].get("dataset", {}).get("image_extensions"))
+
+
 def check_fingerprint(storage: Storage, material: Mapping[str, Any]) -> dict[str, Any] | None:
     """The record of an OUT that is of this configuration; None in a new one.
 

@@ -39,7 +39,16 @@ _SCALING = (
 class RgbScaler:
     """Decoded pictures to RGB clip pixels; sizes may change from one frame to the next."""
 
-    def __init__(self, plan: ClipPlan, pixel_aspect: Fraction | None, limits: VideoLimits) -> None:
+    def __init__(
+        self,
+        plan: ClipPlan,
+        pixel_aspect: Fraction | None,
+        limits: VideoLimits,
+        *,
+        orientation: Orientation | None = None,
+    ) -> None:
+        """Args: sizes of clips; shape of coded pixels; bounds; a turn that replaces the tags'."""
+        self._orientation = orientation
         self._plan, self._pixel_aspect, self._limits = plan, pixel_aspect, limits
         self._reformatter = VideoReformatter()
         self._geometries: dict[tuple[int, int, Orientation], Geometry] = {}
@@ -52,6 +61,8 @@ class RgbScaler:
         To read it ties a frame into a reference cycle, so that its pixels would stay in memory
         until the garbage collector comes: at 1080p that made 500 MB of a video of ten seconds.
         """
+        if self._orientation is not None:
+            return self._orientation
         if frame.rotation not in self._orientations:
             self._orientations[frame.rotation] = orientation(frame)
         return self._orientations[frame.rotation]
@@ -136,7 +147,10 @@ class RgbScaler:
 
 def orientation(frame: VideoFrame) -> Orientation:
     """How the container says that this frame is turned; the decoder leaves it as coded."""
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")  # a buffer that the stubs do not know
+    try:
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")  # a buffer that the stubs do not know
+    except ValueError:  # EXIF beside a frame, which PyAV has no name for, hides all the rest
+        return Orientation.from_degrees(frame.rotation)
     if matrix is None:
         return Orientation()
     return Orientation.from_matrix(np.frombuffer(matrix, np.int32).tolist())

@@ -23,7 +23,7 @@ from pipeline.errors import PipelineError, RunError
 from pipeline.heartbeat import read_heartbeats, running
 from pipeline.ledger import Ledger
 from pipeline.live import duration, pace, panel, stages
-from pipeline.run_record import read_run_record
+from pipeline.run_record import has_images, read_run_record
 from pipeline.storage import Storage
 
 WATCH_SECONDS = 5.0
@@ -158,6 +158,7 @@ def collect(
         "segments": counts.segments,
         "videos": counts.videos,
         "clips": counts.clips,
+        "images": counts.single_frames if has_images(record) else None,
         "token_bytes": counts.part_bytes,
         "filtered": dict(counts.filtered),
         "quarantined": dict(counts.quarantined),
@@ -181,13 +182,14 @@ def describe(root: str, facts: Mapping[str, Any]) -> str:
         text = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
         return f" ({text})" if text else ""
 
+    images = "" if facts["images"] is None else f" ({facts['images']:,} images)"
     lines = [
         f"{root}: {'finished' if facts['finished'] else 'not finished'}",
         f"tokenizer {facts['tokenizer']}"
         + (" with RANDOM weights: its tokens carry no meaning" if facts["random_weights"] else ""),
         f"shards {facts['final_shards']:,} of {facts['num_shards']:,} final, "
         f"{facts['begun_shards']:,} begun",
-        f"{facts['videos']:,} videos gave {facts['clips']:,} clips in "
+        f"{facts['videos']:,} videos gave {facts['clips']:,} clips{images} in "
         f"{facts['segments']:,} segments, {facts['token_bytes'] / 1e6:,.2f} MB",
         f"filtered {sum(facts['filtered'].values()):,}{counts(facts['filtered'])}, "
         f"quarantined {sum(facts['quarantined'].values()):,}{counts(facts['quarantined'])}",

@@ -43,6 +43,18 @@ class Orientation:
             return cls(transposed=True, flip_columns=c < 0, flip_rows=b < 0)
         return cls(transposed=False, flip_columns=a < 0, flip_rows=d < 0)
 
+    @classmethod
+    def from_degrees(cls, rotation: float) -> Orientation:
+        """The quarter turn nearest to a display matrix's angle, counter-clockwise as FFmpeg has it.
+
+        >>> Orientation.from_degrees(-90) == Orientation(transposed=True, flip_columns=True)
+        True
+        """
+        turns = round(rotation / 90) % 4
+        return cls(
+            transposed=turns % 2 == 1, flip_columns=turns in (2, 3), flip_rows=turns in (1, 2)
+        )
+
     def apply(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """The picture ``[H, W, 3]`` as shown; a view, nothing is copied."""
         if self.transposed:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pipeline import compose
 from pipeline.chosen_tokenizer import model_config
 from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.resolve import identity, redacted
 from tests.pipeline import runs
 from tokenizer import get_config, list_tokenizers
@@ -25,6 +26,7 @@ NEEDED = {
     "webvid": ["dataset.shards=/d/{0..3}.tar"],
     "tars": ["dataset.shards=s3://bucket/*.tar"],
     "folder": ["dataset.path=/d"],
+    "images": ["dataset.shards=/d/*.tar"],
     "openvid": ["dataset.path=/d", "dataset.spans=/d/openvid.csv"],
     "panda70m": ["dataset.path=/d", "dataset.spans=/d/spans.csv"],
 }
@@ -52,6 +54,10 @@ def test_every_dataset_and_cluster_compose_with_a_tokenizer(dataset: str, cluste
 
 def assert_composes(dataset: str, tokenizer: str, cluster: str) -> None:
     choices = (f"+dataset={dataset}", f"+tokenizer={tokenizer}", f"cluster={cluster}")
+    if dataset == "images" and not get_config(tokenizer).is_causal:
+        with pytest.raises(ConfigError, match="an image is a clip of one frame"):
+            runs.config(*choices, *NEEDED[dataset])
+        return
     run = runs.config(*choices, *NEEDED.get(dataset, []))
     assert model_config(run) == get_config(tokenizer)
     assert (run.dataset.name, run.cluster.kind.name) == (dataset, cluster)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ def decode_frames(
     *,
     seconds: float,
     keep_failed: bool = False,
+    images: Collection[int] = (),
 ) -> dict[int, Clips]:
     """Clips of each video that can be decoded in time.
 
@@ -32,12 +33,13 @@ def decode_frames(
         limits: of each video.
         seconds: for all together.
         keep_failed: also what a video gave before its decoding failed.
+        images: tickets of those that are images.
     """
     found: dict[int, Clips] = {ticket: {} for ticket in videos}
     left, until = set(videos), time.monotonic() + seconds
     with DecodePool(num_children=1, plan=plan, limits=limits) as pool:
         for ticket, content in videos.items():
-            pool.submit(ticket, content)
+            pool.submit(ticket, content, is_image=ticket in images)
         while left and (remaining := until - time.monotonic()) > 0:
             event = pool.next_event(remaining)
             if isinstance(event, ClipDecoded):

@@ -103,7 +103,13 @@ def _source_frames(
             return found
         if len(found.sample.video) > MAX_VIDEO_BYTES:
             return f"{clip.row['clip_id']}: its video has {len(found.sample.video):,} bytes"
-        clips = decode_frames({0: found.sample.video}, spec.plan, spec.limits, seconds=seconds)
+        clips = decode_frames(
+            {0: found.sample.video},
+            spec.plan,
+            spec.limits,
+            seconds=seconds,
+            images={0} if found.sample.is_image else (),
+        )
         if place in clips.get(0, {}):
             return clips[0][place]
     return f"{clip.row['clip_id']}: its video was not decoded in time"

@@ -14,8 +14,8 @@ import torch
 from jobs import reconstruct
 from pipeline.dataset import TokenDataset
 from tests.close import assert_close_stream
-from tests.pipeline import media
-from tests.pipeline.runs import run_inline, write_shards
+from tests.pipeline import media, pictures
+from tests.pipeline.runs import rows, run_inline, tar_bytes, write_shards
 from tests.tokenizer.formulas import formula_model
 from tokenizer import VideoTokenizer
 
@@ -124,6 +124,16 @@ def test_clip_of_a_run_becomes_video(tmp_path: Path, capsys: pytest.CaptureFixtu
         f"has no clip 'none'; ids are those in the column clip_id, such as {batch['clip_id'][0]}"
         in capsys.readouterr().err
     )
+
+
+def test_an_image_of_a_run_becomes_a_video_of_one_frame(tmp_path: Path) -> None:
+    shard, target = tmp_path / "0.tar", tmp_path / "clip.mp4"
+    shard.write_bytes(tar_bytes([("a.png", pictures.image(pictures.corners()))]))
+    assert run_inline(shard, tmp_path / "out", "dataset.image_extensions=[png]") == 0
+    (clip_id,) = rows(tmp_path / "out")
+    assert run(target, "--from", tmp_path / "out", "--clip-id", clip_id) == 0
+    shown, _, _ = decoded(target)
+    assert [picture.shape for picture in shown] == [(32, 32, 3)]
 
 
 def test_mistakes_are_one_line(

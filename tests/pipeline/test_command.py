@@ -26,7 +26,7 @@ def test_help_lists_groups_fields_and_examples(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     for text in (
         "usage: python -m pipeline.run +dataset=NAME +tokenizer=NAME",
-        "dataset: demo, folder, openvid, panda70m, tars, webvid",
+        "dataset: demo, folder, images, openvid, panda70m, tars, webvid",
         "cluster: inline, local, ray",
         "fsq_4x8x8",
         "max_clips: 4096",

@@ -40,7 +40,7 @@ def said(
 MISTAKES = [
     (
         [],
-        "no dataset chosen; add +dataset=NAME, one of: demo, folder, openvid, panda70m, ",
+        "no dataset chosen; add +dataset=NAME, one of: demo, folder, images, openvid, ",
     ),
     (["+tokenizer=demo"], "no dataset chosen; add +dataset=NAME"),
     (["+dataset=demo"], "no tokenizer chosen; add +tokenizer=NAME, one of: demo, fsq_4x16x16, "),

@@ -118,6 +118,26 @@ def test_summary_that_is_none(changes, words):
         read_summary(json.loads(summary(**changes)), PLAN)
 
 
+IMAGE = {"fps": 0.0, "frame_seconds": [0.0], "shape": [1, 8, 8, 3]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"fps": 8.0}, "not of the plan"),
+        ({"shape": [2, 8, 8, 3]}, "2 frames are not"),
+        ({"frame_seconds": [0.0, 0.0]}, "2 times is not"),
+    ],
+)
+def test_clip_of_an_image_that_is_none(changes, words):
+    said = json.loads(clip(**IMAGE))
+    assert read_clip(said, PLAN, is_image=True)[2] == (1, 8, 8, 3)
+    with pytest.raises(ValueError, match="not of the plan"):
+        read_clip(said, PLAN)
+    with pytest.raises(ValueError, match=words):
+        read_clip(json.loads(clip(**IMAGE | changes)), PLAN, is_image=True)
+
+
 def test_summary_and_clip_come_through_as_they_were():
     source = SourceInfo(**SOURCE)
     sent = DecodeSummary(source=source, num_clips={8.0: 2}, filtered={"too_short": 1})

@@ -37,11 +37,11 @@ def pool():
         yield pool
 
 
-def outcome(pool, data):
+def outcome(pool, data, *, is_image=False):
     """What becomes of a video, and of a healthy one after it; clips are released."""
     events = []
     for ticket, video in enumerate((data, HEALTHY)):
-        pool.submit(ticket, video)
+        pool.submit(ticket, video, is_image=is_image and ticket == 0)
     while sum(isinstance(event, VideoDecoded | VideoFailed) for event in events) < 2:
         event = pool.next_event(60.0)
         assert event is not None, events
@@ -71,6 +71,35 @@ def test_giant_pictures_take_no_memory(pool, picture, container):
     assert event.reason in {"too_many_pixels", "decode_error"}
     assert num_retries == 0
     assert pool.use().peak_rss_bytes < MUCH_BYTES
+
+
+@pytest.mark.parametrize("picture", GIANTS)
+def test_giant_images_take_no_memory(pool, picture):
+    event, num_retries = outcome(pool, GIANTS[picture](), is_image=True)
+    assert event.reason in {"too_many_pixels", "decode_error", "not_an_image"}
+    assert num_retries == 0
+    assert pool.use().peak_rss_bytes < MUCH_BYTES
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: poison.gif(19_000),  # frames: the first one counts, the rest is not decoded
+        lambda: (
+            SMALL_JPEG[:2]
+            + (b"\xff\xe1\xff\xffExif\0\0MM\0*" + bytes(65_523)) * 500
+            + SMALL_JPEG[2:]
+        ),  # half a million entries of EXIF
+        lambda: SMALL_JPEG[:2] + b"\xff\xe2\0\2" * 1_000_000 + SMALL_JPEG[2:],
+    ],
+    ids=["gif", "exif", "segments"],
+)
+def test_what_an_image_holds_beside_its_first_picture_costs_little(pool, make):
+    event, num_retries = outcome(pool, make(), is_image=True)
+    assert isinstance(event, VideoDecoded)
+    assert event.summary.num_clips == {0.0: 1}
+    assert event.summary.decode_seconds < 3
+    assert num_retries == 0
 
 
 def test_pictures_not_even_twice_the_limit_take_no_memory_either(pool):
