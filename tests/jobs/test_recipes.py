@@ -83,6 +83,7 @@ class SlurmJob:
         deadline = time.monotonic() + 20
         while text not in self.log.read_text():
             assert time.monotonic() < deadline, self.log.read_text()
+            assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.05)
 
     def end(self) -> tuple[int, list[str]]:
