@@ -180,6 +180,7 @@ def test_several_workers_in_one_process_are_refused() -> None:
         resolve.cluster_kind(config, 0)
 
 
+@pytest.mark.timeout(400)  # several processes that load torch
 def test_a_killed_training_ends_with_the_curve_of_a_quiet_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,6 +205,7 @@ def test_a_killed_training_ends_with_the_curve_of_a_quiet_one(
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.timeout(400)  # several processes that load torch
 def test_sigterm_saves_the_step_and_the_same_command_goes_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start(f"train.run={run}", "train.steps=100000")
