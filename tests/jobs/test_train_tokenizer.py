@@ -60,8 +60,12 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen[str], *, code: int = 0) -> str:
-    output, _ = process.communicate(timeout=180)
+def finish(process: subprocess.Popen[str], *, code: int = 0, seconds: float = 180) -> str:
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # it saves and ends, and Ray with it
+        raise
     assert process.returncode == code, output
     return output
 
@@ -356,15 +360,15 @@ def test_the_line_tells_rate_and_time_left() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1000)
 def test_two_workers_on_ray_survive_a_death_with_the_same_curve(tmp_path: Path) -> None:
     rules = ["train.steps=12", "save.every_steps=3", "cluster=local", "cluster.workers=2"]
     quiet, run = tmp_path / "quiet", tmp_path / "killed"
-    finish(start(f"train.run={quiet}", *rules))
+    finish(start(f"train.run={quiet}", *rules), seconds=400)
     process = start(f"train.run={run}", *rules)
     wait_for_lines(process, run / "curve.jsonl", 5)
     os.kill(worker_of(process.pid), signal.SIGKILL)
-    finish(process)
+    finish(process, seconds=400)
     assert (run / "curve.jsonl").read_bytes() == (quiet / "curve.jsonl").read_bytes()
 
 
