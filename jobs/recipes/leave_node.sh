@@ -7,11 +7,12 @@
 # The first is the preStop of kuberay_rayjob.yaml, the second runs beside every worker of
 # ray_aws_spot.yaml. RAY_ADDRESS (HOST:PORT of the head) and the cluster's token must be there.
 #
-# Cost, time: a request to the machine's metadata service every five seconds.
-# Output:     one line.
-# Resuming:   nothing to resume: other nodes go on with the shards, behind their last segments.
-# Tried:      by tests: a node of a cluster on this machine drained; a notice out of a short script.
-#             NOT on Kubernetes, NOT on AWS.
+# Cost:     a request to the machine's metadata service every five seconds.
+# Time:     tells the driver within seconds; then waits, so that the node is not ended earlier.
+# Output:   one line.
+# Resuming: nothing to resume: other nodes go on with the shards, behind their last segments.
+# Tried:    by tests: a node of a cluster on this machine drained; a notice out of a short script.
+#           NOT on Kubernetes, NOT on AWS.
 set -euo pipefail
 
 METADATA=http://169.254.169.254/latest
