@@ -28,7 +28,7 @@ mistake() {
 address=$1
 shift
 # A relative OUT would lie wherever the head happens to start jobs.
-[[ " $*" =~ \ output\.root=(/|[a-z0-9]+://) ]] ||
+[[ " $*" =~ \ output\.root=[\'\"]?(/|[a-z0-9]+://) ]] ||
     mistake "output.root=… is missing or relative; give a path or URL that every node reaches"
 
 export RAY_AUTH_MODE=token
@@ -39,6 +39,7 @@ token_file=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
 job=tokenise-$(date -u +%Y%m%dT%H%M%S)-$$
 submission=
 is_ending=
+# shellcheck disable=SC2317,SC2329 # called by the trap
 end_job() {
     is_ending=yes
     [[ -z $submission ]] || ray job stop --no-wait --address "$address" "$job" || true

@@ -204,10 +204,7 @@ def _instructions() -> list[tuple[str, str]]:
 
 def test_the_image_copies_what_is_there_and_all_that_is_installed() -> None:
     copied = {
-        source
-        for word, rest in _instructions()
-        if word == "COPY"
-        for source in rest.split()[:-1]
+        source for word, rest in _instructions() if word == "COPY" for source in rest.split()[:-1]
     }
     assert all((PROJECT / source).exists() for source in copied)
     project = (PROJECT / "pyproject.toml").read_text()
