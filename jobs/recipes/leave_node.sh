@@ -11,7 +11,7 @@
 # Time:     tells the driver within seconds; then waits, so that the node is not ended earlier.
 # Output:   one line.
 # Resuming: nothing to resume: other nodes go on with the shards, behind their last segments.
-# Tried:    by tests: a node of a cluster on this machine drained; a notice out of a short script.
+# Tried:    by hand, `ray drain-node` on a node of this machine; by tests, with ray and curl replaced.
 #           NOT on Kubernetes, NOT on AWS.
 set -euo pipefail
 

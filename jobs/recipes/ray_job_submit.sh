@@ -10,8 +10,8 @@
 # Output:   the lines of the run, its summary, "Job 'tokenise-…' succeeded"; exit code 0 when every
 #           shard is whole. Ctrl-C stops the run in order: what is open is committed first.
 # Resuming: submit the same line again; only what has no receipt is done.
-# Tried:    by a test against a head on this machine with Ray's token authentication: no token,
-#           submission, resubmission. NOT against a cluster of several machines.
+# Tried:    by tests against a head on this machine with Ray's token authentication: another token,
+#           submission, Ctrl-C, resubmission. NOT against a cluster of several machines.
 #
 # The project must be installed at the same version on all nodes (see Containerfile). Where the
 # dashboard listens on the head alone: ssh -N -L 8265:127.0.0.1:8265 HEAD, and http://127.0.0.1:8265.
@@ -56,5 +56,10 @@ wait "$submission" || code=$?
 if [[ $is_ending ]]; then # the signal ended `wait`; the job's last lines are still to come
     code=0
     wait "$submission" || code=$?
+fi
+# Ray ends with 0 for a job that was stopped, too.
+if ((code == 0)) && [[ $(ray job status --address "$address" "$job" 2>&1) != *" succeeded"* ]]; then
+    echo "ray_job_submit: $job was stopped; the same line goes on behind its receipts" >&2
+    code=1
 fi
 exit "$code"

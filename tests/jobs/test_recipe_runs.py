@@ -1,10 +1,11 @@
-"""``ray_job_submit.sh`` against a real head on this machine that wants a token."""
+"""Recipes that can run here, as they are: one machine, and a head that wants a token."""
 
 from __future__ import annotations
 
 import os
 import re
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-SUBMIT = Path(__file__).parents[2] / "jobs" / "recipes" / "ray_job_submit.sh"
+RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
+SUBMIT = RECIPES / "ray_job_submit.sh"
 START_SECONDS = 180.0
 
 
@@ -41,17 +43,21 @@ class Head:
     address: str
     token_file: Path
 
-    def submit(self, *arguments: str, token_file: Path | None = None) -> tuple[int, str]:
-        """Exit code and all that was printed."""
-        done = subprocess.run(
+    def start(self, *arguments: str, token_file: Path | None = None) -> subprocess.Popen[str]:
+        """A submission."""
+        return subprocess.Popen(
             [str(SUBMIT), self.address, *arguments],
             env=_environment(RAY_AUTH_TOKEN_PATH=str(token_file or self.token_file)),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            check=False,
         )
-        return done.returncode, done.stdout
+
+    def submit(self, *arguments: str, token_file: Path | None = None) -> tuple[int, str]:
+        """Exit code and all that was printed."""
+        process = self.start(*arguments, token_file=token_file)
+        printed, _ = process.communicate()
+        return process.returncode, printed
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +114,62 @@ def test_a_submitted_run_is_whole_and_the_same_line_again_has_nothing_to_do(
     assert {path: path.stat().st_mtime_ns for path in (out / "receipts").iterdir()} == receipts
     jobs = {re.search(r"tokenise-[\w-]+", text)[0] for text in (printed, again)}  # type: ignore[index]
     assert len(jobs) == 2
+
+
+def _receipts(out: Path) -> list[Path]:
+    return sorted((out / "receipts").glob("*")) if out.exists() else []
+
+
+def _wait_for_a_receipt(process: subprocess.Popen[str], out: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not _receipts(out):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_submission_stopped_by_ctrl_c_keeps_what_is_done_and_goes_on_when_submitted_again(
+    head: Head, tmp_path: Path
+) -> None:
+    line = ["+dataset=demo", "+tokenizer=demo", f"output.root={tmp_path / 'out'}"]
+    process = head.start(*line)
+    _wait_for_a_receipt(process, tmp_path / "out")
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, printed
+    assert "stopping: open segments are committed" in printed
+    assert "the same command continues behind the last committed segments" in printed
+    kept = _receipts(tmp_path / "out")
+
+    code, printed = head.submit(*line)
+    assert code == 0, printed
+    assert "4 of 4 final" in printed
+    assert set(kept) <= set(_receipts(tmp_path / "out"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_one_machine_goes_on_by_itself_when_its_driver_is_killed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [
+            *(str(RECIPES / "single_node.sh"), "+dataset=demo", "+tokenizer=demo"),
+            *(f"output.root={out}", "output.report=false", "cluster.num_workers=1"),
+        ],
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    _wait_for_a_receipt(process, out)
+    (driver,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(driver), signal.SIGKILL)
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed
+    assert "the driver was killed (code 137); it goes on behind its receipts" in printed
+    assert "4 of 4 final" in printed
 
 
 @pytest.mark.slow
