@@ -176,7 +176,7 @@ def test_on_aws_workers_are_spot_machines_and_the_head_is_not(aws: dict[str, Any
 def test_on_aws_the_token_travels_as_a_file_and_every_ray_process_wants_it(
     aws: dict[str, Any],
 ) -> None:
-    assert aws["file_mounts"]["/home/ubuntu/.ray/auth_token"] == "~/.ray/auth_token"
+    assert aws["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     starts = [*aws["head_start_ray_commands"], *aws["worker_start_ray_commands"]]
     assert all("RAY_AUTH_MODE=token" in line for line in starts)
     assert not any("RAY_AUTH_TOKEN" in line for line in starts)
@@ -186,9 +186,9 @@ def test_on_aws_the_token_travels_as_a_file_and_every_ray_process_wants_it(
 
 def test_on_aws_workers_watch_for_the_spot_notice(aws: dict[str, Any]) -> None:
     (watch,) = [line for line in aws["worker_start_ray_commands"] if "--on-spot-notice" in line]
-    (script,) = re.findall(r"/home/ubuntu/tokenise/(\S+\.sh)", watch)
+    (script,) = re.findall(r" ~/tokenise/(\S+\.sh)", watch)
     assert (PROJECT / script).exists()
-    assert aws["file_mounts"]["/home/ubuntu/tokenise"] == "."
+    assert aws["file_mounts"]["~/tokenise"] == "."
     assert "RAY_ADDRESS=$RAY_HEAD_IP:" in watch
 
 
