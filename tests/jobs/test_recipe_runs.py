@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,7 +68,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     token_file = folder / "token"
     token_file.write_text(secrets.token_hex(32))
     gcs, dashboard, agent, client = _free_ports(4)
-    temp = f"/tmp/recipe-{gcs}"  # sockets in it: pytest's folders have longer names than they may
+    temp = tempfile.mkdtemp()  # sockets in it: pytest's folders have longer names than they may
     with (folder / "head.log").open("w") as log:
         process = subprocess.Popen(
             [
@@ -93,6 +95,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     yield Head(address=f"http://127.0.0.1:{dashboard}", token_file=token_file)
     process.terminate()  # ends what it has started, too
     process.wait(timeout=60)
+    shutil.rmtree(temp)
 
 
 @pytest.mark.slow
