@@ -20,7 +20,7 @@ SKYPILOT = {"SKYPILOT_NODE_RANK": "0", "SKYPILOT_NUM_NODES": "2"}
 
 
 def tasks(count: int) -> list[ShardTask]:
-    return [ShardTask(shard=shard(f"{number:05d}")) for number in range(count)]
+    return [ShardTask(shard=shard(f"{number:05d}"), source=None) for number in range(count)]
 
 
 def names(found: list[ShardTask]) -> list[str]:
@@ -87,15 +87,12 @@ def test_every_shard_is_of_exactly_one_share_and_shares_are_alike(ranks: int) ->
 
 
 def test_a_share_is_the_same_in_every_process() -> None:
-    assert names(Rank(number=1, ranks=4).share_of(tasks(16))) == SHARE
-
-
-SHARE: list[str] = []
+    assert names(Rank(number=1, ranks=4).share_of(tasks(16))) == ["00005", "00012"]
 
 
 def test_ranks_steal_in_orders_of_their_own_and_begun_shards_last() -> None:
-    begun = ShardTask(shard=shard("begun"), start_offset=10, next_segment=1)
-    again = ShardTask(shard=shard("again"), retry=Retry.quarantined)
+    begun = ShardTask(shard=shard("begun"), source=None, start_offset=10, next_segment=1)
+    again = ShardTask(shard=shard("again"), source=None, retry=Retry.quarantined)
     left = [begun, again, *tasks(40)]
     orders = [names(Rank(number=number, ranks=4).to_steal(left)) for number in range(4)]
     assert all(order[-1] == "begun" and "again" not in order for order in orders)

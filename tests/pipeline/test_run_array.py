@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.inputs import list_tars
 from pipeline.rank import VARIABLES, Rank
 from pipeline.run import execute
 from pipeline.verify import main as verify
 from tests.pipeline import runs
 
-NUM_SHARDS = 8
-SMALL = (*runs.TINY, "encoder.batch_clips=2", "commit.max_clips=2", "cluster.open_shards=1")
+NUM_SHARDS = 4
+SMALL = ("encoder.batch_clips=2", "commit.max_clips=2", "cluster.open_shards=1")
 SLOW = ("tokenizer.num_res_blocks=2", "sampling.resolution=64")
 """Slow enough to be killed in the middle."""
 
@@ -28,13 +29,13 @@ def _outside_of_any_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return runs.write_shards(tmp_path_factory.mktemp("shards"), num_shards=NUM_SHARDS)
+    return runs.write_shards(tmp_path_factory.mktemp("shards"), num_shards=NUM_SHARDS, num_videos=1)
 
 
 def arguments(shards: str, out: Path, *overrides: str) -> tuple[str, ...]:
     return (
         *("+dataset=tars", f"dataset.shards={shards}"),
-        *(*SMALL, "cluster=array", f"output.root={out}", *overrides),
+        *(*runs.TINY, *SMALL, "cluster=array", f"output.root={out}", *overrides),
     )
 
 
@@ -63,7 +64,7 @@ def test_a_rank_whose_neighbours_never_come_does_their_shares_too(
 ) -> None:
     assert run_rank(shards, tmp_path / "out", "cluster.rank=1", "cluster.ranks=3") == 0
     rank = Rank(number=1, ranks=3)
-    own = sum(rank.owns(f"{number:05d}") for number in range(NUM_SHARDS))
+    own = sum(rank.owns(shard.name) for shard in list_tars([shards], {}))
     assert 0 < own < NUM_SHARDS
     said = capsys.readouterr().out
     assert f"rank 1 of 3: {own} of them are its share" in said
