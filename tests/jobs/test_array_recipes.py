@@ -46,7 +46,7 @@ def test_the_kubernetes_job_is_indexed_and_says_how_many_ranks_there_are():
 
 def test_skypilot_runs_a_rank_on_every_node_of_one_gpu():
     recipe = yaml.safe_load((RECIPES / "skypilot.yaml").read_text())
-    words = shlex.split(recipe["run"])
+    words = shlex.split(recipe["run"].replace("\\\n", " "))
     assert words[:4] == ["exec", "python", "-m", "pipeline.run"]
     cluster = runs.config(*words[4:]).cluster
     assert (cluster.kind, cluster.rank, cluster.ranks) == (ClusterKind.array, None, None)
