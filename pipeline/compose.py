@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.config import ClusterKind, DatasetKind, RunConfig
+from pipeline.config import ChangedInputs, ClusterKind, DatasetKind, RunConfig
 from pipeline.errors import ConfigError
 from pipeline.resolve import clip_plan, shard_patterns
 from pipeline.resolve_spans import check_spans
@@ -180,6 +180,30 @@ def check_places(run: RunConfig) -> None:
         raise ConfigError("dataset folder has no path: give dataset.path=DIR")
     if run.cluster.kind is ClusterKind.ray and not run.cluster.address:
         raise ConfigError("cluster=ray needs cluster.address=HOST:PORT, or auto")
+    check_ranks(run)
+
+
+def check_ranks(run: RunConfig) -> None:
+    """Whether what is asked for goes with several processes that do not know of each other.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    cluster = run.cluster
+    if cluster.kind is not ClusterKind.array:
+        if cluster.rank is not None or cluster.ranks is not None:
+            raise ConfigError("cluster.rank and cluster.ranks are of cluster=array only")
+        return
+    if run.changed_inputs is ChangedInputs.redo:
+        raise ConfigError(
+            "changed_inputs=redo removes receipts, which cluster=array cannot do while other ranks "
+            "write: run it once with cluster=inline or cluster=local"
+        )
+    if (cluster.num_workers or 1) > 1:
+        raise ConfigError(
+            f"cluster=array is one worker a process, got cluster.num_workers={cluster.num_workers}:"
+            " start more ranks"
+        )
 
 
 def recorded_run(config: Mapping[str, Any]) -> RunConfig:

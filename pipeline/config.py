@@ -69,6 +69,7 @@ class ClusterKind(enum.Enum):
     inline = "inline"
     local = "local"
     ray = "ray"
+    array = "array"
 
 
 class Numerics(enum.Enum):
@@ -335,9 +336,14 @@ class ClusterConfig:
     """Where workers run; ``cluster=local`` unless said otherwise."""
 
     kind: ClusterKind = ClusterKind.local
-    """inline: this process; local: Ray started here; ray: a running cluster."""
+    """inline: this process; local: Ray started here; ray: a running cluster; array: this process,
+    one of several that share the shards without Ray."""
     address: str | None = None
     """ray: HOST:PORT of the head, or auto."""
+    rank: int | None = None
+    """array: which process this is, from 0; null: what Slurm, Kubernetes or SkyPilot says."""
+    ranks: int | None = None
+    """array: number of processes; null: what Slurm or SkyPilot says (Kubernetes does not)."""
     num_workers: int | None = None
     """null: one per GPU, without GPUs as many as the cores carry, at any time: machines may join
     and leave. A number is asked for even where there is no room yet, for an autoscaler to make."""
@@ -358,7 +364,9 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         """Check numbers."""
-        for name in ("num_workers", "open_shards", "max_attempts"):
+        if self.rank is not None and self.rank < 0:
+            raise ValueError(f"cluster.rank must be at least 0, got {self.rank}")
+        for name in ("ranks", "num_workers", "open_shards", "max_attempts"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"cluster.{name} must be at least 1, got {value}")

@@ -1,4 +1,4 @@
-"""Runs attempts in this process, without Ray: the debugger, and the oracle for the Ray run."""
+"""Runs attempts in this process, without Ray: the debugger, the oracle for the Ray run, a rank."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class InlineWorkers:
 
     def restart(self, owner: str) -> None:
         """It cannot be replaced: there is one process."""
-        raise RunError("the worker stands still, and cluster=inline cannot replace it")
+        raise RunError("the worker stands still, and its process cannot replace it")
 
     def expel(self, owner: str) -> None:
         """It was the only one."""

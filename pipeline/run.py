@@ -17,6 +17,7 @@ import hydra
 from omegaconf import DictConfig
 
 from pipeline import compose, resolve
+from pipeline.array import work_as_rank
 from pipeline.attempts import Workers
 from pipeline.batch_probe import ProbeResult, probe_batch
 from pipeline.canary import make_reference, reference_tokens
@@ -28,6 +29,7 @@ from pipeline.errors import Interrupted, PipelineError
 from pipeline.inputs import list_folder, list_tars
 from pipeline.planning import Plan, make_plan, tally_of
 from pipeline.progress import ProgressLine, summary
+from pipeline.rank import Rank, find_rank
 from pipeline.records import CanaryMode, Retry
 from pipeline.resolve_spans import describe_spans, with_spans
 from pipeline.run_record import check_fingerprint, write_run_record
@@ -80,6 +82,8 @@ class _Job:
     weights: CheckpointInfo
     storage: Storage
     recorded_batch: int | None
+    rank: Rank | None
+    """Of ``cluster=array``."""
 
     @property
     def is_new(self) -> bool:
@@ -96,6 +100,10 @@ def execute(run: RunConfig) -> int:
     Raises:
         RunError: the run cannot begin or go on.
     """
+    cluster = run.cluster
+    rank = None
+    if cluster.kind is ClusterKind.array:
+        rank = find_rank(cluster.rank, cluster.ranks, os.environ)
     run, spans = with_spans(run)
     weights = read_weights(run)
     storage = Storage(run.output.root, run.output.storage_options)
@@ -107,6 +115,7 @@ def execute(run: RunConfig) -> int:
         weights=weights,
         storage=storage,
         recorded_batch=record["batch_clips"] if record else None,
+        rank=rank,
     )
     plan = make_plan(
         list_shards(run),
@@ -128,7 +137,7 @@ def execute(run: RunConfig) -> int:
     finally:
         plan.ledger.publish(storage)
         write_card(storage, plan.ledger, license_name=run.dataset.license)
-    if run.output.report:
+    if run.output.report and (rank is None or rank.number == 0):
         report(storage, run.dataset.storage_options)
     return conclude(plan, tally, storage, has_images=bool(run.dataset.image_extensions))
 
@@ -167,6 +176,9 @@ def print_plan(job: _Job, plan: Plan) -> None:
         f"{run.dataset.name}: {len(plan.shards)} shards, {size / 1e6:,.1f} MB; {final} final, "
         f"{len(plan.tasks)} to do{' (dry run)' if run.dry_run else ''} -> {job.storage}"
     )
+    if job.rank is not None:
+        share = len(job.rank.share_of(plan.tasks))
+        print(f"{job.rank}: {share} of them are its share, then what others have left")
     if run.dataset.image_extensions:
         endings = ", ".join(sorted(resolve.read_rules(run).image_extensions))
         print(f"images ({endings}) are clips of one frame; {counts.single_frames:,} are committed")
@@ -201,9 +213,14 @@ def work(job: _Job, plan: Plan, tally: Tally) -> None:
                 rules=resolve.retry_rules(job.run),
                 tally=tally,
                 show=show,
+                is_shared=job.rank is not None,
             )
             with stop_on_signals(scheduler.stop, workers.stop_now, job.run.cluster.grace_seconds):
-                scheduler.run(plan.tasks, plan.ledger)
+                if job.rank is None:
+                    scheduler.run(plan.tasks, plan.ledger)
+                else:
+                    at_once = job.run.cluster.open_shards
+                    work_as_rank(job.rank, scheduler, plan, tally, job.storage, at_once=at_once)
     finally:
         workers.close()
     if tally.is_interrupted:
@@ -212,7 +229,7 @@ def work(job: _Job, plan: Plan, tally: Tally) -> None:
 
 def shown_by(show: Callable[[Tally], None], cluster: ClusterKind) -> Callable[[Tally], None]:
     """Who is told how the run stands: the terminal, and on Ray its metrics endpoint."""
-    if cluster is ClusterKind.inline:
+    if cluster in (ClusterKind.inline, ClusterKind.array):
         return show
     from pipeline.actors import publish_runs
 
@@ -228,12 +245,13 @@ def shown_by(show: Callable[[Tally], None], cluster: ClusterKind) -> Callable[[T
 def start_workers(job: _Job, num_tasks: int) -> Workers:
     """Workers in this process or on Ray, all with the same device and batch shape."""
     cluster = job.run.cluster
-    if cluster.kind is ClusterKind.inline:
+    if cluster.kind in (ClusterKind.inline, ClusterKind.array):
         import torch
 
         from pipeline.inline import InlineWorkers
 
-        spec = prepare(job, has_gpus=torch.cuda.is_available(), cores=os.cpu_count() or 1)
+        cores = len(os.sched_getaffinity(0))  # those that a cluster has given to this process
+        spec = prepare(job, has_gpus=torch.cuda.is_available(), cores=cores)
         return InlineWorkers(spec, open_shards=cluster.open_shards)
     # Ray takes a second to import: only for those who use it
     from pipeline.cluster import WorkerSize
@@ -293,7 +311,7 @@ def prepare(
         found = probe(spec.encoder)
         print(f"batches of {found.batch_clips} clips, measured on {found.device}")
         spec = replace(spec, encoder=replace(spec.encoder, batch_clips=found.batch_clips))
-    write_run_record(
+    record = write_run_record(
         job.storage,
         material=resolve.identity(job.run, job.weights.digest).material,
         config=resolve.redacted(job.run),
@@ -302,7 +320,10 @@ def prepare(
         device=spec.encoder.device,
         probe=None if found is None else found.record(),
     )
-    return spec
+    if job.run.encoder.batch_clips is not None:
+        return spec
+    # another rank's, or driver's, where that one was faster
+    return replace(spec, encoder=replace(spec.encoder, batch_clips=record["batch_clips"]))
 
 
 def report(storage: Storage, source_options: Mapping[str, Any]) -> None:

@@ -72,7 +72,7 @@ def write_run_record(
     batch_clips: int,
     device: str,
     probe: Mapping[str, Any] | None = None,
-) -> None:
+) -> Mapping[str, Any]:
     """Create the record; whoever was faster must be of the same configuration.
 
     Args:
@@ -83,6 +83,9 @@ def write_run_record(
         batch_clips: B, kept by later runs.
         device: cpu or cuda.
         probe: what B was chosen by, where it was measured.
+
+    Returns:
+        The record that holds: this, or that of whoever was faster.
 
     Raises:
         FingerprintMismatch: another configuration was faster.
@@ -100,5 +103,6 @@ def write_run_record(
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "created_seconds": round(time.time(), 3),
     }
-    if not storage.put_if_absent("run.json", json.dumps(record, indent=1).encode()):
-        check_fingerprint(storage, material)
+    if storage.put_if_absent("run.json", json.dumps(record, indent=1).encode()):
+        return record
+    return check_fingerprint(storage, material) or record

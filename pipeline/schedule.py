@@ -76,7 +76,21 @@ class Scheduler:
         tally: Tally,
         show: Callable[[Tally], None],
         clock: Callable[[], float] = time.monotonic,
+        is_shared: bool = False,
     ) -> None:
+        """Nothing is begun yet.
+
+        Args:
+            storage: OUT.
+            workers: where attempts run.
+            rules: when to try again and when to stop.
+            tally: kept up to date.
+            show: told of the tally about every second.
+            clock: seconds, from anywhere on.
+            is_shared: others bring in receipts all the time: they are looked at before every
+                attempt, and now and then while it goes on.
+        """
+        self._is_shared = is_shared
         self._storage, self._workers, self._rules = storage, workers, rules
         self._tally, self._show, self._clock = tally, show, clock
         self._leases = Leases()
@@ -93,12 +107,12 @@ class Scheduler:
         self._stop_wanted = True
 
     def run(self, tasks: Sequence[ShardTask], ledger: Ledger) -> None:
-        """Carry out all tasks; ``ledger`` grows by what they commit.
+        """Carry out all tasks; ``ledger`` grows by what they commit. May be called again.
 
         Raises:
             RunError: the run cannot go on; what is committed stays.
         """
-        self._ledger = ledger
+        self._ledger, self._beat = ledger, 0.0
         for task in tasks:
             self._leases.add(task)
         try:
@@ -119,7 +133,23 @@ class Scheduler:
         if self._stop_wanted:
             return
         while (lease := self._leases.next(self._clock())) is not None:
-            self._workers.submit(lease.owner, lease.task)
+            left = self._left_by_others(lease)
+            if left is None:
+                self._leases.end(lease.attempt, self._clock(), finished=False)
+                self._finish(lease.task.shard.name)
+            else:
+                lease.task = replace(left, attempt=lease.attempt)
+                self._workers.submit(lease.owner, lease.task)
+
+    def _left_by_others(self, lease: Lease) -> ShardTask | None:
+        """The task behind what others have committed by now; None: nothing is left."""
+        if not self._is_shared or lease.task.retry is not None:  # tried again by one rank only
+            return lease.task
+        try:
+            return self._left_of(lease.task)
+        except ShardError as away:
+            logger.warning("receipts of %s cannot be read now: %s", lease.task.shard.name, away)
+            return lease.task
 
     def _must_end(self) -> bool:
         """Whether the run, asked to stop, has nothing more to wait for."""
@@ -283,6 +313,9 @@ class Scheduler:
             self._measured = now
             self._leases.measure(reports, now)
             moving += self._leases.to_relieve(reports, now)
+            for lease in self._leases.running():
+                if not lease.is_asked and self._left_by_others(lease) is None:
+                    self._finish(lease.task.shard.name)
         for lease in moving:
             logger.info("%s goes to another worker", lease.task.shard.name)
             self._hand_back(lease)

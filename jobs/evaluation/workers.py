@@ -36,9 +36,11 @@ def judged_shards(
         on_video: told of every video, inline only.
 
     Raises:
-        ConfigError: a GPU was asked for and there is none.
+        ConfigError: a GPU was asked for and there is none, or a cluster that it cannot use.
         RunError: a worker died again and again.
     """
+    if cluster.kind is ClusterKind.array:
+        raise ConfigError("cluster=array is for tokenising: use cluster=inline, local or ray")
     if cluster.kind is ClusterKind.inline:
         import torch
 

@@ -54,6 +54,11 @@ def cluster_kind(config: TrainConfig, num_gpus: int) -> ClusterKind:
     cluster = config.cluster
     several = (cluster.workers or 1) > 1 or (cluster.workers is None and num_gpus > 1)
     kind = cluster.kind or (ClusterKind.local if several else ClusterKind.inline)
+    if kind is ClusterKind.array:
+        raise ConfigError(
+            "cluster=array is for tokenising, whose workers need not talk to each other: use "
+            "cluster=inline, local or ray"
+        )
     if kind is ClusterKind.inline and (cluster.workers or 1) > 1:
         raise ConfigError(
             f"cluster=inline is one process, got cluster.workers={cluster.workers}: use "

@@ -46,7 +46,7 @@ MISTAKES = [
     (["+dataset=demo"], "no tokenizer chosen; add +tokenizer=NAME, one of: demo, fsq_4x16x16, "),
     (["+dataset=nope", "+tokenizer=demo"], "'dataset/nope' Available options in 'dataset': demo"),
     (["+dataset=demo", "+tokenizer=nope"], "'tokenizer': demo fsq_4x16x16"),
-    ([*DEMO, "cluster=nope"], "Available options in 'cluster': inline local ray"),
+    ([*DEMO, "cluster=nope"], "Available options in 'cluster': array inline local ray"),
     (["dataset=demo", "+tokenizer=demo"], "use +dataset=demo"),
     ([*DEMO, "sampling.fsp=[3]"], "Key 'fsp' not in 'SamplingConfig'"),
     ([*DEMO, "+sampling.fsp=[3]"], "'SamplingConfig' object has no attribute 'fsp'; all keys"),

@@ -227,6 +227,21 @@ def test_another_configuration_is_refused_and_its_differences_named(storage: Sto
         assert "packing: 'u16+u2' there, 'i32' now" in str(caught.value)
 
 
+def test_whoever_is_second_goes_on_with_the_batch_of_the_first(storage: Storage) -> None:
+    batches = [
+        write_run_record(
+            storage,
+            material=MATERIAL,
+            config={},
+            random_weights=False,
+            batch_clips=measured,
+            device="cuda",
+        )["batch_clips"]
+        for measured in (16, 24)
+    ]
+    assert batches == [16, 16]
+
+
 def test_whoever_is_second_with_the_same_configuration_keeps_the_first_record(
     storage: Storage,
 ) -> None:

@@ -24,7 +24,7 @@ from tokenizer.metrics.fvd import VideoFeatures, frechet_distance
 def whitened(num_samples: int, num_features: int) -> Tensor:
     """Samples with the mean 0 and the covariance 1, but for rounding of float64."""
     x = torch.randn(num_samples, num_features, dtype=torch.float64)
-    return torch.scipy.linalg.qr(x - x.mean(dim=0)).Q * (num_samples - 1) ** 0.5
+    return torch.linalg.qr(x - x.mean(dim=0)).Q * (num_samples - 1) ** 0.5
 
 
 def rotated(deviations: Tensor, num_samples: int = 200) -> Tensor:
@@ -81,7 +81,7 @@ def test_it_equals_the_eigenvalues_of_the_product(num_samples: int) -> None:
     a = torch.randn(num_samples, 64, dtype=torch.float64) @ torch.randn(64, 64).double()
     b = torch.randn(num_samples + 7, 64, dtype=torch.float64) + 1
     S_a, S_b = (x.T.cov() for x in (a, b))
-    root_trace = torch.scipy.linalg.eigvals(S_a @ S_b).real.clamp(min=0).sqrt().sum()
+    root_trace = torch.linalg.eigvals(S_a @ S_b).real.clamp(min=0).sqrt().sum()
     mean = (a.mean(dim=0) - b.mean(dim=0)).square().sum()
     expected = float(mean + S_a.trace() + S_b.trace() - 2 * root_trace)
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-5)
