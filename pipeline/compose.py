@@ -24,6 +24,7 @@ from pipeline.config import ClusterKind, DatasetKind, RunConfig
 from pipeline.errors import ConfigError
 from pipeline.resolve import clip_plan, shard_patterns
 from pipeline.resolve_spans import check_spans
+from pipeline.suggest import did_you_mean
 
 CHOSEN_GROUPS = ("dataset", "tokenizer")
 """Groups that the user must choose with a plus."""
@@ -68,7 +69,9 @@ def check_command(arguments: Sequence[str]) -> None:
     if known.help or known.hydra_help or known.info or known.multirun:
         return
     config = compose_overrides(known.overrides, known.config_dir)
-    if not known.cfg:
+    if known.cfg:
+        require_groups(config)
+    else:
         to_run_config(config)
 
 
@@ -83,25 +86,46 @@ def compose_overrides(
         primary: the primary file of ``conf/``.
 
     Raises:
-        ConfigError: an unknown group, option or key, a bad value, or nothing chosen.
+        ConfigError: an unknown group, option or key, or a bad value.
     """
     if config_dir:
         raise_if_missing(config_dir)
         overrides = [*overrides, f"hydra.searchpath=[file://{config_dir}]"]
     try:
         with initialize_config_module("conf", version_base="1.3"):
-            config = compose(primary, overrides=list(overrides))
-            require_groups(config)
+            return compose(primary, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(one_line(error)) from error
-    GlobalHydra.instance().clear()
-    return config
+        schema = OmegaConf.get_type(ConfigStore.instance().load(f"{primary}_schema.yaml").node)
+        assert schema is not None
+        text = one_line(error)
+        raise ConfigError(text + did_you_mean(text, overrides, schema, groups())) from error
+    finally:
+        GlobalHydra.instance().clear()
 
 
 def raise_if_missing(directory: str) -> None:
     """Raises ConfigError when ``--config-dir`` does not exist."""
     if not Path(directory).is_dir():
         raise ConfigError(f"--config-dir {directory}: no such folder")
+
+
+def groups() -> dict[str, str]:
+    """Groups of options by name, as they are typed: ``cluster`` has a default, others a plus."""
+    names = sorted(
+        entry.name
+        for entry in files("conf").iterdir()
+        if entry.is_dir() and not entry.name.startswith("_")
+    )
+    return {name: name if name == "cluster" else f"+{name}" for name in names}
+
+
+def options_of(group: str) -> list[str]:
+    """Names of the options of a group that come with the project."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in (files("conf") / group).iterdir()
+        if entry.name.endswith(".yaml")
+    )
 
 
 def one_line(error: BaseException) -> str:
@@ -135,12 +159,25 @@ def require_groups(config: DictConfig) -> None:
     """
     for group in CHOSEN_GROUPS:
         if OmegaConf.is_missing(config, group) or OmegaConf.is_missing(config[group], "name"):
-            names = sorted(
-                entry.name.removesuffix(".yaml")
-                for entry in (files("conf") / group).iterdir()
-                if entry.name.endswith(".yaml")
-            )
-            raise ConfigError(f"no {group} chosen; add +{group}=NAME, one of: {', '.join(names)}")
+            names = ", ".join(options_of(group))
+            raise ConfigError(f"no {group} chosen; add +{group}=NAME, one of: {names}")
+
+
+def to_dataclasses(config: DictConfig) -> Any:
+    """The dataclass that a composed configuration fills, its sections' rules checked.
+
+    Raises:
+        ConfigError: a bad value, or a key that is not known.
+    """
+    try:
+        return OmegaConf.to_object(config)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(one_line(error)) from error
+    except AttributeError as error:  # +section.key=value gets past Hydra
+        schema = OmegaConf.get_type(config)
+        assert schema is not None
+        hint = did_you_mean(str(error), (), schema, groups())
+        raise ConfigError(f"{error}; all keys are listed by --help{hint}") from error
 
 
 def to_run_config(config: DictConfig) -> RunConfig:
@@ -150,12 +187,7 @@ def to_run_config(config: DictConfig) -> RunConfig:
         ConfigError: a value or a combination that cannot work.
     """
     require_groups(config)
-    try:
-        run = OmegaConf.to_object(config)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(one_line(error)) from error
-    except AttributeError as error:  # +section.key=value gets past Hydra
-        raise ConfigError(f"{error}; all keys are listed by --help") from error
+    run = to_dataclasses(config)
     assert isinstance(run, RunConfig)
     check_places(run)
     clip_plan(run)
