@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -73,6 +75,99 @@ def check_command(arguments: Sequence[str]) -> None:
         require_groups(config)
     else:
         to_run_config(config)
+
+
+def jobs_of(arguments: Sequence[str], primary: str, out_key: str) -> list[list[str]]:
+    """Command lines that ``--multirun`` stands for, each with an OUT of its own; else the one.
+
+    Where jobs would write to the same place, the place gets a folder for each, named after what
+    was swept: ``outputs/demo/demo/fps=3+8``.
+
+    Args:
+        arguments: with their paths quoted.
+        primary: the primary file of ``conf/``.
+        out_key: which key says where results go.
+
+    Raises:
+        ConfigError: something swept cannot be read or composed.
+    """
+    known, _ = get_args_parser().parse_known_args(list(arguments))
+    if not known.multirun or known.help or known.hydra_help or known.info:
+        return [list(arguments)]
+    try:
+        with initialize_config_module("conf", version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            parsed = OverridesParser.create(loader).parse_overrides(known.overrides)
+        jobs = BasicSweeper.split_arguments(parsed, None)[0]
+    except HydraException as error:
+        raise ConfigError(one_line(error)) from error
+    finally:
+        GlobalHydra.instance().clear()
+    swept = [item.get_key_element() for item in parsed if item.is_sweep_override()]
+    configs = [compose_overrides(job, known.config_dir, primary) for job in jobs]
+    places = own_places([str(OmegaConf.select(config, out_key)) for config in configs], jobs, swept)
+    flags = ["--config-dir", known.config_dir] if known.config_dir else []
+    flags += ["--cfg", known.cfg] if known.cfg else []
+    return [
+        [*flags, *job, *quote_paths([f"{out_key}={place}"])]
+        for job, place in zip(jobs, places, strict=True)
+    ]
+
+
+def own_places(
+    places: Sequence[str], jobs: Sequence[Sequence[str]], swept: Sequence[str]
+) -> list[str]:
+    """The places, each with a further folder where one is named twice.
+
+    Args:
+        places: where the jobs would write.
+        jobs: their overrides.
+        swept: keys that differ between jobs, those of groups with their plus.
+
+    >>> own_places(["out", "out"], [["a.fps=[3]"], ["a.fps=[3,8]"]], ["a.fps"])
+    ['out/fps=3', 'out/fps=3+8']
+    """
+    fewest = [key for key in swept if "." in key]  # groups have a name, which most places hold
+    found = list(places)
+    for keys in (fewest, swept):
+        if len(set(found)) == len(found):
+            break
+        found = [f"{place}/{_named(job, keys)}" for place, job in zip(places, jobs, strict=True)]
+    return found
+
+
+def _named(job: Sequence[str], keys: Sequence[str]) -> str:
+    """``fps=3+8,tail=pad``: what a job has of the keys, in letters that suit any storage."""
+    values = dict(override.split("=", 1) for override in job if "=" in override)
+    parts = []
+    for key in keys:
+        value = re.sub(r"[^A-Za-z0-9._-]+", "+", values[key]).strip("+")
+        parts.append(f"{key.lstrip('+').rsplit('.', 1)[-1]}={value}")
+    return ",".join(parts)
+
+
+def run_each(jobs: Sequence[Sequence[str]], run: Callable[[], None]) -> None:
+    """Let Hydra run one command line after the other; ends with the first status that is not 0.
+
+    Args:
+        jobs: of ``jobs_of``, checked.
+        run: reads ``sys.argv``. Ends with a number where a job is not whole, which stops no other,
+            and with a line where nothing can go on.
+    """
+    status = 0
+    for number, job in enumerate(jobs, 1):
+        if len(jobs) > 1:
+            print(f"job {number} of {len(jobs)}: {' '.join(job)}", flush=True)
+        sys.argv[1:] = job
+        try:
+            run()
+        except SystemExit as stop:
+            if not isinstance(stop.code, int):
+                raise
+            status = status or stop.code
+        GlobalHydra.instance().clear()
+    if status:
+        sys.exit(status)
 
 
 def compose_overrides(
