@@ -35,6 +35,10 @@ _TEXT_KEYS = re.compile(
     r"^(\+{0,2}(?:dataset\.(?:shards|path)|output\.root|tokenizer\.checkpoint))=(.*)$"
 )
 
+_CHOSEN_TWICE = re.compile(
+    r"(\w+) appears more than once in the final defaults list|Multiple values for (\w+)\."
+)
+
 
 def register_schema() -> None:
     """Make ``run_schema`` known to Hydra."""
@@ -183,6 +187,8 @@ def compose_overrides(
     Raises:
         ConfigError: an unknown group, option or key, or a bad value.
     """
+    if primary != "run" and any(word.startswith("+experiment=") for word in overrides):
+        raise ConfigError("+experiment is for python -m pipeline.run and pipeline.plan")
     if config_dir:
         raise_if_missing(config_dir)
         overrides = [*overrides, f"hydra.searchpath=[file://{config_dir}]"]
@@ -240,6 +246,9 @@ def one_line(error: BaseException) -> str:
         )
         if "is not in struct" in text:  # only of free-form options: those have no other keys
             text += " (a new key needs a plus: +output.storage_options.KEY=VALUE)"
+        if twice := _CHOSEN_TWICE.search(text):
+            name = twice[1] or twice[2]
+            text = f"{name} is chosen twice; to change the first choice, no plus: {name}=NAME"
         if text and not any(text in other for other in texts):
             texts.append(text)
         link = link.__cause__
