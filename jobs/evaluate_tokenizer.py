@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from jobs.evaluation import compose
 from jobs.evaluation.config import EvaluationConfig
+from pipeline.compose import jobs_of, run_each
 from pipeline.errors import ConfigError, PipelineError
 from tokenizer import TokenizerError
 
@@ -30,13 +31,15 @@ PROGRESS_SECONDS = 5.0
 
 
 def main() -> None:
-    """Check the command line, then let Hydra run it."""
+    """Check the command line, then let Hydra run it, or each job of a ``--multirun``."""
     compose.register_schema()
     try:
-        compose.check_command(compose.arguments())
+        jobs = jobs_of(compose.arguments(), "evaluate", "output.root")
+        for job in jobs:
+            compose.check_command(job)
     except PipelineError as error:
         sys.exit(f"error: {error}")
-    run_composed()
+    run_each(jobs, run_composed)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="evaluate")

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,12 +26,17 @@ from pipeline.config import ChangedInputs, ClusterKind, DatasetKind, RunConfig
 from pipeline.errors import ConfigError
 from pipeline.resolve import clip_plan, shard_patterns
 from pipeline.resolve_spans import check_spans
+from pipeline.suggest import did_you_mean
 
 CHOSEN_GROUPS = ("dataset", "tokenizer")
 """Groups that the user must choose with a plus."""
 
 _TEXT_KEYS = re.compile(
     r"^(\+{0,2}(?:dataset\.(?:shards|path)|output\.root|tokenizer\.checkpoint))=(.*)$"
+)
+
+_CHOSEN_TWICE = re.compile(
+    r"(\w+) appears more than once in the final defaults list|Multiple values for (\w+)\."
 )
 
 
@@ -68,8 +75,103 @@ def check_command(arguments: Sequence[str]) -> None:
     if known.help or known.hydra_help or known.info or known.multirun:
         return
     config = compose_overrides(known.overrides, known.config_dir)
-    if not known.cfg:
+    if known.cfg:
+        require_groups(config)
+    else:
         to_run_config(config)
+
+
+def jobs_of(arguments: Sequence[str], primary: str, out_key: str) -> list[list[str]]:
+    """Command lines that ``--multirun`` stands for, each with an OUT of its own; else the one.
+
+    Where jobs would write to the same place, the place gets a folder for each, named after what
+    was swept: ``outputs/demo/demo/fps=3+8``.
+
+    Args:
+        arguments: with their paths quoted.
+        primary: the primary file of ``conf/``.
+        out_key: which key says where results go.
+
+    Raises:
+        ConfigError: something swept cannot be read or composed.
+    """
+    known, _ = get_args_parser().parse_known_args(list(arguments))
+    if not known.multirun or known.help or known.hydra_help or known.info:
+        return [list(arguments)]
+    try:
+        with initialize_config_module("conf", version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            parsed = OverridesParser.create(loader).parse_overrides(known.overrides)
+        jobs = BasicSweeper.split_arguments(parsed, None)[0]
+    except HydraException as error:
+        raise ConfigError(one_line(error)) from error
+    finally:
+        GlobalHydra.instance().clear()
+    swept = [item.get_key_element() for item in parsed if item.is_sweep_override()]
+    configs = [compose_overrides(job, known.config_dir, primary) for job in jobs]
+    places = own_places([str(OmegaConf.select(config, out_key)) for config in configs], jobs, swept)
+    flags = ["--config-dir", known.config_dir] if known.config_dir else []
+    flags += ["--cfg", known.cfg] if known.cfg else []
+    return [
+        [*flags, *job, *quote_paths([f"{out_key}={place}"])]
+        for job, place in zip(jobs, places, strict=True)
+    ]
+
+
+def own_places(
+    places: Sequence[str], jobs: Sequence[Sequence[str]], swept: Sequence[str]
+) -> list[str]:
+    """The places, each with a further folder where one is named twice.
+
+    Args:
+        places: where the jobs would write.
+        jobs: their overrides.
+        swept: keys that differ between jobs, those of groups with their plus.
+
+    >>> own_places(["out", "out"], [["a.fps=[3]"], ["a.fps=[3,8]"]], ["a.fps"])
+    ['out/fps=3', 'out/fps=3+8']
+    """
+    fewest = [key for key in swept if "." in key]  # groups have a name, which most places hold
+    found = list(places)
+    for keys in (fewest, swept):
+        if len(set(found)) == len(found):
+            break
+        found = [f"{place}/{_named(job, keys)}" for place, job in zip(places, jobs, strict=True)]
+    return found
+
+
+def _named(job: Sequence[str], keys: Sequence[str]) -> str:
+    """``fps=3+8,tail=pad``: what a job has of the keys, in letters that suit any storage."""
+    values = dict(override.split("=", 1) for override in job if "=" in override)
+    parts = []
+    for key in keys:
+        value = re.sub(r"[^A-Za-z0-9._-]+", "+", values[key]).strip("+")
+        parts.append(f"{key.lstrip('+').rsplit('.', 1)[-1]}={value}")
+    return ",".join(parts)
+
+
+def run_each(jobs: Sequence[Sequence[str]], run: Callable[[], None]) -> None:
+    """Let Hydra run one command line after the other; ends with the first status that is not 0.
+
+    Args:
+        jobs: of ``jobs_of``, checked.
+        run: reads ``sys.argv``. Ends with a number where a job is not whole, which stops no other,
+            and with a line where nothing can go on.
+    """
+    status = 0
+    for number, job in enumerate(jobs, 1):
+        if len(jobs) > 1:
+            print(f"job {number} of {len(jobs)}: {' '.join(job)}", flush=True)
+        sys.argv[1:] = job
+        try:
+            run()
+        except SystemExit as stop:
+            if not isinstance(stop.code, int):
+                raise
+            status = status or stop.code
+        GlobalHydra.instance().clear()
+    if status:
+        sys.exit(status)
 
 
 def compose_overrides(
@@ -83,25 +185,48 @@ def compose_overrides(
         primary: the primary file of ``conf/``.
 
     Raises:
-        ConfigError: an unknown group, option or key, a bad value, or nothing chosen.
+        ConfigError: an unknown group, option or key, or a bad value.
     """
+    if primary != "run" and any(word.startswith("+experiment=") for word in overrides):
+        raise ConfigError("+experiment is for python -m pipeline.run and pipeline.plan")
     if config_dir:
         raise_if_missing(config_dir)
         overrides = [*overrides, f"hydra.searchpath=[file://{config_dir}]"]
     try:
         with initialize_config_module("conf", version_base="1.3"):
-            config = compose(primary, overrides=list(overrides))
-            require_groups(config)
+            return compose(primary, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(one_line(error)) from error
-    GlobalHydra.instance().clear()
-    return config
+        schema = OmegaConf.get_type(ConfigStore.instance().load(f"{primary}_schema.yaml").node)
+        assert schema is not None
+        text = one_line(error)
+        raise ConfigError(text + did_you_mean(text, overrides, schema, groups())) from error
+    finally:
+        GlobalHydra.instance().clear()
 
 
 def raise_if_missing(directory: str) -> None:
     """Raises ConfigError when ``--config-dir`` does not exist."""
     if not Path(directory).is_dir():
         raise ConfigError(f"--config-dir {directory}: no such folder")
+
+
+def groups() -> dict[str, str]:
+    """Groups of options by name, as they are typed: ``cluster`` has a default, others a plus."""
+    names = sorted(
+        entry.name
+        for entry in files("conf").iterdir()
+        if entry.is_dir() and not entry.name.startswith("_")
+    )
+    return {name: name if name == "cluster" else f"+{name}" for name in names}
+
+
+def options_of(group: str) -> list[str]:
+    """Names of the options of a group that come with the project."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in (files("conf") / group).iterdir()
+        if entry.name.endswith(".yaml")
+    )
 
 
 def one_line(error: BaseException) -> str:
@@ -121,6 +246,9 @@ def one_line(error: BaseException) -> str:
         )
         if "is not in struct" in text:  # only of free-form options: those have no other keys
             text += " (a new key needs a plus: +output.storage_options.KEY=VALUE)"
+        if twice := _CHOSEN_TWICE.search(text):
+            name = twice[1] or twice[2]
+            text = f"{name} is chosen twice; to change the first choice, no plus: {name}=NAME"
         if text and not any(text in other for other in texts):
             texts.append(text)
         link = link.__cause__
@@ -135,12 +263,25 @@ def require_groups(config: DictConfig) -> None:
     """
     for group in CHOSEN_GROUPS:
         if OmegaConf.is_missing(config, group) or OmegaConf.is_missing(config[group], "name"):
-            names = sorted(
-                entry.name.removesuffix(".yaml")
-                for entry in (files("conf") / group).iterdir()
-                if entry.name.endswith(".yaml")
-            )
-            raise ConfigError(f"no {group} chosen; add +{group}=NAME, one of: {', '.join(names)}")
+            names = ", ".join(options_of(group))
+            raise ConfigError(f"no {group} chosen; add +{group}=NAME, one of: {names}")
+
+
+def to_dataclasses(config: DictConfig) -> Any:
+    """The dataclass that a composed configuration fills, its sections' rules checked.
+
+    Raises:
+        ConfigError: a bad value, or a key that is not known.
+    """
+    try:
+        return OmegaConf.to_object(config)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(one_line(error)) from error
+    except AttributeError as error:  # +section.key=value gets past Hydra
+        schema = OmegaConf.get_type(config)
+        assert schema is not None
+        hint = did_you_mean(str(error), (), schema, groups())
+        raise ConfigError(f"{error}; all keys are listed by --help{hint}") from error
 
 
 def to_run_config(config: DictConfig) -> RunConfig:
@@ -150,12 +291,7 @@ def to_run_config(config: DictConfig) -> RunConfig:
         ConfigError: a value or a combination that cannot work.
     """
     require_groups(config)
-    try:
-        run = OmegaConf.to_object(config)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(one_line(error)) from error
-    except AttributeError as error:  # +section.key=value gets past Hydra
-        raise ConfigError(f"{error}; all keys are listed by --help") from error
+    run = to_dataclasses(config)
     assert isinstance(run, RunConfig)
     check_places(run)
     clip_plan(run)

@@ -24,6 +24,7 @@ from pipeline.canary import make_reference, reference_tokens
 from pipeline.card import write_card
 from pipeline.chosen_tokenizer import tokenizer_of
 from pipeline.config import ChangedInputs, ClusterKind, DatasetKind, RunConfig
+from pipeline.dry_run import describe_dry_run
 from pipeline.encode import EncoderSpec
 from pipeline.errors import Interrupted, PipelineError
 from pipeline.inputs import list_folder, list_tars
@@ -48,13 +49,15 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Check the command line, then let Hydra run it."""
+    """Check the command line, then let Hydra run it, or each job of a ``--multirun``."""
     compose.register_schema()
     try:
-        compose.check_command(compose.arguments())
+        jobs = compose.jobs_of(compose.arguments(), "run", "output.root")
+        for job in jobs:
+            compose.check_command(job)
     except PipelineError as error:
         sys.exit(f"error: {error}")
-    run_composed()
+    compose.run_each(jobs, run_composed)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="run")
@@ -109,7 +112,8 @@ def execute(run: RunConfig) -> int:
     storage = Storage(run.output.root, run.output.storage_options)
     if not run.dry_run:
         storage.check_safe_commits()
-    record = check_fingerprint(storage, resolve.identity(run, weights.digest).material)
+    identity = resolve.identity(run, weights.digest)
+    record = check_fingerprint(storage, identity.material)
     job = _Job(
         run=run,
         weights=weights,
@@ -130,6 +134,7 @@ def execute(run: RunConfig) -> int:
     tally = tally_of(plan)
     tally.began_at_seconds = command_started_at_seconds()
     if run.dry_run:
+        print(describe_dry_run(plan, identity.fingerprint, is_new=job.is_new))
         return 0
     try:
         if plan.tasks:

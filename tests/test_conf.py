@@ -20,6 +20,7 @@ from tests.pipeline import runs
 from tokenizer import get_config, list_tokenizers
 
 CONF = Path(__file__).parent.parent / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 DATASETS = sorted(path.stem for path in (CONF / "dataset").glob("*.yaml"))
 CLUSTERS = sorted(path.stem for path in (CONF / "cluster").glob("*.yaml"))
 NEEDED = {
@@ -77,6 +78,50 @@ def test_the_command_line_and_the_library_see_the_same_tokenizer(tokenizer: str)
 @pytest.mark.parametrize("tokenizer", list_tokenizers())
 def test_everything_composes_with_everything(tokenizer: str, dataset: str, cluster: str) -> None:
     assert_composes(dataset, tokenizer, cluster)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_is_a_whole_run_with_an_out_of_its_own(name: str) -> None:
+    chosen = OmegaConf.load(CONF / f"experiment/{name}.yaml")
+    dataset = next(entry["/dataset"] for entry in chosen.defaults if "/dataset" in entry)
+    run = runs.config(f"+experiment={name}", *NEEDED.get(dataset, []))
+    assert run.dataset.name == dataset
+    assert run.output.root == f"outputs/{name}"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_says_what_it_needs(name: str) -> None:
+    scope, *lines = (CONF / f"experiment/{name}.yaml").read_text().splitlines()
+    assert scope == "# @package _global_"
+    said = " ".join(line for line in lines if line.startswith("# "))
+    chosen = OmegaConf.load(CONF / f"experiment/{name}.yaml")
+    dataset = next(entry["/dataset"] for entry in chosen.defaults if "/dataset" in entry)
+    for need in NEEDED.get(dataset, []):
+        assert need.split("=")[0] in said
+
+
+def test_an_experiment_is_changed_like_any_other_command() -> None:
+    run = runs.config(
+        "+experiment=smoke_test", "tokenizer=fsq_4x8x8", "cluster=local", "sampling.fps=[4]"
+    )
+    assert (run.tokenizer.name, run.cluster.kind.name) == ("fsq_4x8x8", "local")
+    assert run.sampling.fps == [4.0]
+    assert run.sampling.max_clips_per_video == 1
+
+
+def test_a_second_choice_of_a_group_says_how_to_change_the_first() -> None:
+    compose.register_schema()
+    with pytest.raises(ConfigError, match="no plus: dataset=NAME"):
+        compose.compose_overrides(["+experiment=smoke_test", "+dataset=tars"], None)
+    with pytest.raises(ConfigError, match=r"pipeline\.run and pipeline\.plan"):
+        compose.compose_overrides(["+experiment=smoke_test"], None, "evaluate")
+
+
+def test_a_whole_run_under_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert runs.execute_here("+experiment=smoke_test", "encoder.threads=1", *runs.TINY[1:3]) == 0
+    rows = runs.rows(tmp_path / "outputs/smoke_test").values()
+    assert len(rows) == len({row["key"] for row in rows}) == 11
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("tokenizer/*.yaml")), ids=lambda path: path.stem)

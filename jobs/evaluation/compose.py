@@ -8,16 +8,15 @@ from collections.abc import Sequence
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from jobs.evaluation.config import EvaluationConfig
 from pipeline.compose import (
     check_places,
     compose_overrides,
-    one_line,
     quote_paths,
     require_groups,
+    to_dataclasses,
 )
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
@@ -60,7 +59,9 @@ def check_command(arguments: Sequence[str]) -> None:
     if known.help or known.hydra_help or known.info or known.multirun:
         return
     config = compose_overrides(known.overrides, known.config_dir, "evaluate")
-    if not known.cfg:
+    if known.cfg:
+        require_groups(config)
+    else:
         to_evaluation(config)
 
 
@@ -82,12 +83,7 @@ def to_evaluation(config: DictConfig) -> EvaluationConfig:
         ConfigError: a value or a combination that cannot work.
     """
     require_groups(config)
-    try:
-        evaluation = OmegaConf.to_object(config)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(one_line(error)) from error
-    except AttributeError as error:  # +section.key=value gets past Hydra
-        raise ConfigError(f"{error}; all keys are listed by --help") from error
+    evaluation = to_dataclasses(config)
     assert isinstance(evaluation, EvaluationConfig)
     check_places(as_run(evaluation))
     _check_model(evaluation)

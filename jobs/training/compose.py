@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Sequence
-from importlib.resources import files
 
-from hydra import compose, initialize_config_module
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+import pipeline.compose
 from jobs.training.config import TrainConfig
-from pipeline.compose import one_line, quote_paths, raise_if_missing
+from pipeline.compose import options_of, quote_paths, to_dataclasses
 from pipeline.errors import ConfigError
-from pipeline.fingerprint import flatten
 
 CHOSEN_GROUPS = {"dataset": "dataset.name", "tokenizer": "tokenizer.name", "stage": "train.stage"}
 """Groups that the user must choose with a plus, and the key that each of them sets."""
@@ -72,33 +66,9 @@ def compose_overrides(overrides: Sequence[str], config_dir: str | None = None) -
     Raises:
         ConfigError: an unknown group, option or key, a bad value, or nothing chosen.
     """
-    if config_dir:
-        raise_if_missing(config_dir)
-        overrides = [*overrides, f"hydra.searchpath=[file://{config_dir}]"]
-    try:
-        with initialize_config_module("conf", version_base="1.3"):
-            config = compose("train", overrides=list(overrides))
-            _require_groups(config)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(one_line(error) + _nearest(overrides)) from error
-    GlobalHydra.instance().clear()
+    config = pipeline.compose.compose_overrides(overrides, config_dir, "train")
+    _require_groups(config)
     return config
-
-
-def _nearest(overrides: Sequence[str]) -> str:
-    """Words on the key that was meant where one is unknown, else nothing."""
-    known = list(flatten(OmegaConf.to_container(OmegaConf.structured(TrainConfig))))
-    known += [item.name for item in (files("conf")).iterdir() if item.is_dir()]
-    for override in overrides:
-        key = override.lstrip("+~").split("=", 1)[0]
-        if "." not in key or key in known:
-            continue
-        near = difflib.get_close_matches(key, known, n=1)
-        last = key.rsplit(".", 1)[-1]
-        near = near or [name for name in known if name.rsplit(".", 1)[-1] == last]
-        if near:
-            return f"; did you mean {near[0]}?"
-    return ""
 
 
 def _require_groups(config: DictConfig) -> None:
@@ -110,12 +80,8 @@ def _require_groups(config: DictConfig) -> None:
     for group, key in CHOSEN_GROUPS.items():
         section, field = key.split(".")
         if OmegaConf.is_missing(config, section) or OmegaConf.is_missing(config[section], field):
-            names = sorted(
-                entry.name.removesuffix(".yaml")
-                for entry in (files("conf") / group).iterdir()
-                if entry.name.endswith(".yaml")
-            )
-            raise ConfigError(f"no {group} chosen; add +{group}=NAME, one of: {', '.join(names)}")
+            names = ", ".join(options_of(group))
+            raise ConfigError(f"no {group} chosen; add +{group}=NAME, one of: {names}")
 
 
 def to_train_config(config: DictConfig) -> TrainConfig:
@@ -127,11 +93,6 @@ def to_train_config(config: DictConfig) -> TrainConfig:
     _require_groups(config)
     if OmegaConf.is_missing(config.train, "run"):
         raise ConfigError("no run folder; add train.run=RUN, for example train.run=runs/one")
-    try:
-        train = OmegaConf.to_object(config)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(one_line(error)) from error
-    except AttributeError as error:  # +section.key=value gets past Hydra
-        raise ConfigError(f"{error}; all keys are listed by --help") from error
+    train = to_dataclasses(config)
     assert isinstance(train, TrainConfig)
     return train

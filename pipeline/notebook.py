@@ -1,0 +1,189 @@
+"""A few lines from a video file to tokens and back, for notebooks and first looks.
+
+One video that you trust, in this process, with the pipeline's own decoder: the clips are those that
+a run cuts out, so their tokens are those of the run. The ten lines stand in README.md.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.decode import decode_clips
+from pipeline.errors import ConfigError
+from pipeline.records import Clip, ClipPlan, TailPolicy, VideoLimits
+from tokenizer import Encoded, TokenizerConfig, VideoTokenizer
+
+_GOLDEN = 0.6180339887498949
+"""Golden ratio less one: multiples of it, taken modulo 1, never come close to each other soon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture that notebooks show; ``save`` writes it."""
+
+    pixels: npt.NDArray[np.uint8]
+    """uint8 ``[H, W, 3]``, RGB."""
+
+    def png(self) -> bytes:
+        """As a PNG file (ISO/IEC 15948), without loss."""
+        height, width, _ = self.pixels.shape
+        rows = np.zeros((height, 1 + 3 * width), np.uint8)  # each begins with its filter: none
+        rows[:, 1:] = self.pixels.reshape(height, -1)
+        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b"")
+        return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, content) for kind, content in chunks)
+
+    def save(self, path: str | Path) -> None:
+        """Write a PNG file."""
+        Path(path).write_bytes(self.png())
+
+    _repr_png_ = png  # what IPython asks for
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    checksum = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
+def read_clips(
+    path: str | Path,
+    config: TokenizerConfig,
+    fps: Sequence[float] = (8.0,),
+    *,
+    tail: str = "drop",
+    max_clips: int | None = None,
+) -> list[Clip]:
+    """Clips of a video at reduced rates, as a tokenizer wants them; one decoding pass.
+
+    Args:
+        path: of a video file.
+        config: says how many frames a clip has, and its rows and columns: ``model.config``.
+        fps: target rates, in frames per second.
+        tail: ``pad`` an incomplete last clip with its last frame, or ``drop`` it.
+        max_clips: of each rate; None: all.
+
+    Returns:
+        Rate by rate, in the order of ``fps``, then of time. ``clip.frames`` is uint8
+        ``[T, H, W, 3]``; ``clip.fps``, ``clip.start_seconds``, ``clip.frame_seconds`` say when.
+
+    Raises:
+        ConfigError: a rate, or ``tail``, that cannot be; or the video has no clip at a rate.
+        VideoError: no video, or a broken one.
+        OSError: the file cannot be read.
+    """
+    if tail not in ("drop", "pad"):
+        raise ConfigError(f"tail must be drop or pad, got {tail!r}")
+    if not fps or min(fps) <= 0:
+        raise ConfigError(f"fps must be a list of rates above 0, got {list(fps)}")
+    plan = ClipPlan(
+        fps=tuple(map(float, fps)),
+        clip_frames=config.clip_frames,
+        stride_frames=config.clip_frames,
+        max_clips_per_video=max_clips,
+        tail=TailPolicy[tail],
+        buckets=((config.resolution, config.resolution),),
+    )
+    *found, summary = decode_clips(Path(path).read_bytes(), plan, VideoLimits())
+    clips = [clip for clip in found if isinstance(clip, Clip)]
+    assert not isinstance(summary, Clip)
+    for rate in plan.fps:
+        if not any(clip.fps == rate for clip in clips):
+            raise ConfigError(
+                f"{path} has no clip of {config.clip_frames} frames at {rate:g} fps: it lasts "
+                f"{summary.source.duration_seconds:.2f} s at {summary.source.fps:g} fps; "
+                "try another rate, or tail='pad'"
+            )
+    return sorted(clips, key=lambda clip: (plan.fps.index(clip.fps), clip.clip_index))
+
+
+def tokenise(model: VideoTokenizer, clips: Sequence[Clip]) -> Encoded:
+    """Tokens of clips, all in one batch.
+
+    Args:
+        model: of ``tokenizer.load_tokenizer``.
+        clips: of ``read_clips``, N of them.
+
+    Returns:
+        ``indices``, int32 ``[N, t, h, w]`` (FSQ), or ``latents``, float32 ``[N, c, t, h, w]``; on
+        the device of the model.
+    """
+    frames = torch.from_numpy(np.stack([clip.frames for clip in clips]))
+    return model.encode_uint8(frames.to(next(model.parameters()).device))
+
+
+def reconstruct(model: VideoTokenizer, tokens: Encoded) -> npt.NDArray[np.uint8]:
+    """The videos that tokens stand for.
+
+    Returns:
+        uint8 ``[N, T, H, W, 3]``, T as the model's clips have it.
+    """
+    with torch.inference_mode():
+        x_hat = model.decode(tokens.latents)[:, :, -model.config.clip_frames :]
+    frames = ((x_hat.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return frames.permute(0, 2, 3, 4, 1).cpu().numpy()
+
+
+def token_map(tokens: Tensor, *, pixels: int = 6) -> Picture:
+    """The tokens of one clip as coloured squares: time from left to right.
+
+    Args:
+        tokens: integers ``[t, h, w]``: a colour for every index, the same wherever it stands; or
+            floats ``[c, t, h, w]``: the first three channels as red, green and blue, each from its
+            2nd to its 98th percentile.
+        pixels: side of a square.
+    """
+    values = tokens.cpu().numpy()
+    if values.ndim not in (3, 4) or (values.ndim == 3) != np.issubdtype(values.dtype, np.integer):
+        raise ConfigError(
+            f"tokens of one clip are integers [t, h, w] or floats [c, t, h, w], "
+            f"got {values.dtype} {list(values.shape)}"
+        )
+    colours = _index_colours(values) if values.ndim == 3 else _latent_colours(values)
+    return Picture(_side_by_side(colours.repeat(pixels, 1).repeat(pixels, 2)))
+
+
+def film_strip(*videos: npt.NDArray[np.uint8], num_frames: int = 6) -> Picture:
+    """Frames of videos side by side, one video above the other.
+
+    Args:
+        videos: uint8 ``[T, H, W, 3]`` each, of one size: a source, its reconstruction.
+        num_frames: how many of each are shown, the first and the last among them.
+    """
+    chosen = np.linspace(0, len(videos[0]) - 1, num_frames).round().astype(int)
+    return Picture(np.concatenate([_side_by_side(video[chosen]) for video in videos]))
+
+
+def _side_by_side(pictures: npt.NDArray[np.uint8], gap: int = 2) -> npt.NDArray[np.uint8]:
+    """uint8 ``[n, H, W, 3]`` in a row, with white between them and a white line below."""
+    num, height, width, _ = pictures.shape
+    row = np.full((height + gap, num, width + gap, 3), 255, np.uint8)
+    row[:height, :, :width] = pictures.transpose(1, 0, 2, 3)
+    return row.reshape(height + gap, num * (width + gap), 3)[:, :-gap]
+
+
+def _index_colours(indices: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Hues go round by the golden ratio: near numbers are no near meanings, and look unlike."""
+    hue = (indices.astype(np.float64) * _GOLDEN) % 1.0
+    light = 0.55 + 0.45 * ((indices.astype(np.float64) * _GOLDEN**2) % 1.0)
+    phases = hue[..., None] + np.array([0.0, 1 / 3, 2 / 3])
+    rgb = light[..., None] * (0.5 + 0.5 * np.cos(2 * np.pi * phases))
+    colours: npt.NDArray[np.uint8] = (255 * rgb).round().astype(np.uint8)
+    return colours
+
+
+def _latent_colours(latents: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    low, high = np.percentile(latents, (2, 98), axis=(1, 2, 3), keepdims=True)
+    scaled = np.clip((latents - low) / np.maximum(high - low, 1e-9), 0.0, 1.0)
+    chosen = scaled[[min(channel, len(latents) - 1) for channel in range(3)]]
+    colours: npt.NDArray[np.uint8] = (255 * chosen).round().astype(np.uint8)
+    return colours.transpose(1, 2, 3, 0)
