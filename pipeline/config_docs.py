@@ -44,6 +44,7 @@ UNITS = {
     "GPUs": "gpus_per_worker",
     "processes": "decoders",
     "workers": "workers",
+    "ranks": "rank ranks",
     "shards": "shards num_buckets",
     "attempts": "attempts",
     "failures": "failures",
