@@ -6,7 +6,7 @@ the order of its packs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -79,11 +79,11 @@ class PackedLayout:
             lengths[samples] = unit_lengths[self._line.places(samples).groups]
         return lengths
 
-    def works(self, first: int, share: Share) -> Iterator[Work]:
-        """The steps of a process from step ``first`` on, of which worker 0 makes the first one."""
+    def works(self, numbers: Iterable[int], share: Share) -> Iterator[Work]:
+        """The steps that a process makes, by their rising numbers."""
         held: dict[int, Slot] = {}
         windows: set[int] = set()
-        for number in range(first + share.worker, len(self.plan), share.num_workers):
+        for number in numbers:
             step = self.plan.step(number)
             numbers = step.of_rank(share.rank, share.world_size)
             wrapped = (numbers % len(self.packs)).tolist()

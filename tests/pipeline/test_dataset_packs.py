@@ -249,7 +249,7 @@ def test_row_groups_are_read_once_and_let_go_behind_their_window(
     samples: list[int] = []
     alive: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
     most = 0
-    for work in layout.works(0, Share()):
+    for work in layout.works(range(len(layout.plan)), Share()):
         fresh += [(slot.kind, slot.group) for slot in work.fresh]
         samples += work.samples.tolist()
         alive.update(slot.loaded for slot in work.slots)
