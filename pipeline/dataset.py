@@ -25,9 +25,9 @@ from pipeline.loading.captions import CaptionChoice
 from pipeline.loading.fetch import Fetch, FetchOfProcess
 from pipeline.loading.packed import PackedLayout
 from pipeline.loading.passes import Layout, Share
-from pipeline.loading.ranks import agree_on, own_place
+from pipeline.loading.ranks import own_place
 from pipeline.loading.reader import Reader
-from pipeline.loading.snapshot import Filters, Snapshot, pin, take_snapshot, token_format_of
+from pipeline.loading.snapshot import Filters, Snapshot, open_snapshot, token_format_of
 from pipeline.loading.state import check_state, elastic_state, identity, next_step_of
 from pipeline.loading.tokens import Moments, TokenMaker
 from pipeline.storage import Storage
@@ -133,7 +133,8 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             cache_dir: local folder that keeps row groups, shared by processes.
             cache_bytes: at most kept there.
             on_corrupt: "replace": rows of a row group that is not what was committed are replaced
-                by others of their shape and counted in ``num_replaced``.
+                by others of their shape (``num_replaced``); where it had to be looked into at
+                open, they are not selected (``num_left_out``).
             manifest: digest of the manifest to pin; None: everything that is committed now.
             storage_options: fsspec options, of OUT and of ``join``.
 
@@ -171,7 +172,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             seed=seed,
             drop_last=drop_last,
         )
-        self._filters, self._on_corrupt = filters, on_corrupt
+        self._filters, self._replaces = filters, on_corrupt == "replace"
         self._transform, self._device = transform, device
         self._prefetch_bytes, self._threads = prefetch_bytes, threads
         self._is_group = is_group and manifest is None
@@ -183,14 +184,10 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         self._pin(manifest)
 
     def _pin(self, manifest: str | None) -> None:
-        storage = Storage(self._root, self._storage_options)
-        if self._is_group:
-            manifest = agree_on(lambda: pin(storage, None)[0])
-        digest, lines = pin(storage, manifest)
-        fetch = Fetch(storage)
-        snapshot = take_snapshot(digest, lines, fetch, self._filters)
-        if self._filters is not None and not snapshot.num_rows:
-            raise RunError(f"{self._root}: the filters select no clip: {self._filters}")
+        fetch = Fetch(Storage(self._root, self._storage_options))
+        snapshot = open_snapshot(
+            fetch, manifest, self._filters, in_group=self._is_group, leave_out=self._replaces
+        )
         self._use(snapshot)
         if snapshot.classes:
             self._maker = self._maker_of(fetch)
@@ -223,7 +220,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             join=self._join,
             device=self._device,
             marks_padding=not self._batching.drop_last,
-            marks_replaced=self._on_corrupt == "replace",
+            marks_replaced=self._replaces,
             pack_length=self._batching.pack_length,
         )
 
@@ -233,6 +230,11 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
     def num_clips(self) -> int:
         """Clips in all committed segments, of those that the filters select."""
         return self._snapshot.num_rows
+
+    @property
+    def num_left_out(self) -> int:
+        """Clips of row groups that were found corrupt at open; see ``on_corrupt``."""
+        return self._snapshot.num_left_out
 
     @property
     def manifest(self) -> str:
@@ -383,7 +385,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         works = layout.works(numbers, Share(rank=self._rank, world_size=self._world_size))
         for work, batch in reader.batches(layout, works, epoch=epoch):
             batch |= {"epoch": epoch, "samples": work.step.samples_after}
-            if self._on_corrupt == "replace":
+            if self._replaces:
                 self.num_replaced += int(batch["replaced"].sum())
             yield work.number, batch if self._transform is None else self._transform(batch)
 

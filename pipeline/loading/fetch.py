@@ -85,7 +85,8 @@ class Fetch:
             storage: OUT.
             cache: of row groups read before.
         """
-        self._storage, self._cache = storage, cache
+        self.storage = storage
+        self._cache = cache
         self._check = Checks()
         self.buffers = Buffers()
         """Memory of row groups, and of the batches made of them."""
@@ -96,7 +97,7 @@ class Fetch:
     @property
     def joins_requests(self) -> bool:
         """Whether a request costs more than the bytes between two row groups."""
-        return not self._storage.is_local
+        return not self.storage.is_local
 
     def together(self, groups: Sequence[Group]) -> Fetch:
         """The same, with what these row groups of one part need at hand: one request for all.
@@ -114,7 +115,7 @@ class Fetch:
             return self
         start, end = min(one.start for one in ranges), max(one.end for one in ranges)
         try:
-            content = self._storage.read_range(f"parts/{ranges[0].part}", start, end)
+            content = self.storage.read_range(f"parts/{ranges[0].part}", start, end)
         except FileNotFoundError:
             return self  # each of them says so when it is asked for
         found = copy.copy(self)
@@ -169,7 +170,7 @@ class Fetch:
         line, index = group.line, group.index
         held = self._held.get(group.range)
         if held is None:
-            return read_group(self._storage, line, index, self.buffers.take, self._check)
+            return read_group(self.storage, line, index, self.buffers.take, self._check)
         # a copy: a view would keep the bytes of all its neighbours
         content = self.buffers.take(len(held)).data
         content[:] = held
@@ -194,7 +195,7 @@ class Fetch:
         part = str(line.part)
         with self._lock:
             found = self._footers.pop(part, None)
-        footer = found or read_footer(self._storage, line)
+        footer = found or read_footer(self.storage, line)
         with self._lock:
             self._footers[part] = footer  # the one used last stands last
             while len(self._footers) > MAX_FOOTERS:
