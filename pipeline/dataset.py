@@ -12,7 +12,8 @@ W divides their number, else W / gcd(W, num_streams) ranks read the same row gro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,10 +25,10 @@ from pipeline.loading.captions import CaptionChoice
 from pipeline.loading.fetch import Fetch, FetchOfProcess
 from pipeline.loading.packed import PackedLayout
 from pipeline.loading.passes import Layout, Share
-from pipeline.loading.ranks import agree_on, own_place
+from pipeline.loading.ranks import own_place
 from pipeline.loading.reader import Reader
-from pipeline.loading.snapshot import Filters, Snapshot, pin, take_snapshot, token_format_of
-from pipeline.loading.state import STATE_VERSION, check_state, elastic_state
+from pipeline.loading.snapshot import Filters, Snapshot, open_snapshot, token_format_of
+from pipeline.loading.state import check_state, elastic_state, identity, next_step_of
 from pipeline.loading.tokens import Moments, TokenMaker
 from pipeline.storage import Storage
 
@@ -132,7 +133,8 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             cache_dir: local folder that keeps row groups, shared by processes.
             cache_bytes: at most kept there.
             on_corrupt: "replace": rows of a row group that is not what was committed are replaced
-                by others of their shape and counted in ``num_replaced``.
+                by others of their shape (``num_replaced``); where it had to be looked into at
+                open, they are not selected (``num_left_out``).
             manifest: digest of the manifest to pin; None: everything that is committed now.
             storage_options: fsspec options, of OUT and of ``join``.
 
@@ -170,25 +172,22 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             seed=seed,
             drop_last=drop_last,
         )
-        self._filters, self._on_corrupt = filters, on_corrupt
+        self._filters, self._replaces = filters, on_corrupt == "replace"
         self._transform, self._device = transform, device
         self._prefetch_bytes, self._threads = prefetch_bytes, threads
         self._is_group = is_group and manifest is None
         self._start = self._position = (epoch, 0)
+        self._first_step: int | None = None
         self._next_step: int | None = None
         self.num_replaced = 0
         """Rows handed out by this process in the place of corrupt ones."""
         self._pin(manifest)
 
     def _pin(self, manifest: str | None) -> None:
-        storage = Storage(self._root, self._storage_options)
-        if self._is_group:
-            manifest = agree_on(lambda: pin(storage, None)[0])
-        digest, lines = pin(storage, manifest)
-        fetch = Fetch(storage)
-        snapshot = take_snapshot(digest, lines, fetch, self._filters)
-        if self._filters is not None and not snapshot.num_rows:
-            raise RunError(f"{self._root}: the filters select no clip: {self._filters}")
+        fetch = Fetch(Storage(self._root, self._storage_options))
+        snapshot = open_snapshot(
+            fetch, manifest, self._filters, in_group=self._is_group, leave_out=self._replaces
+        )
         self._use(snapshot)
         if snapshot.classes:
             self._maker = self._maker_of(fetch)
@@ -205,15 +204,12 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             )
 
     def _maker_of(self, fetch: Fetch) -> BatchMaker:
-        moments = self._snapshot.moments if self._normalize else None
         tokens = TokenMaker(
             token_format=token_format_of(fetch, self._snapshot),
             seed=self._batching.seed,
-            moments=None if moments is None else Moments(mean=moments.mean, std=moments.std),
+            moments=Moments.of(self._snapshot.moments) if self._normalize else None,
             **self._tokens,
         )
-        if self._normalize and moments is None:
-            raise ValueError("normalize is for latents, these tokens are indices")
         own = tokens.token_format.columns
         if self._captions is not None:
             self._captions.check(own)
@@ -224,7 +220,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             join=self._join,
             device=self._device,
             marks_padding=not self._batching.drop_last,
-            marks_replaced=self._on_corrupt == "replace",
+            marks_replaced=self._replaces,
             pack_length=self._batching.pack_length,
         )
 
@@ -234,6 +230,11 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
     def num_clips(self) -> int:
         """Clips in all committed segments, of those that the filters select."""
         return self._snapshot.num_rows
+
+    @property
+    def num_left_out(self) -> int:
+        """Clips of row groups that were found corrupt at open; see ``on_corrupt``."""
+        return self._snapshot.num_left_out
 
     @property
     def manifest(self) -> str:
@@ -261,7 +262,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         """
         epoch, samples = self._position
         if samples:
-            if samples < self._last_sample():
+            if samples < self._layout(epoch, 0).plan.samples_at_end:
                 raise RunError("refresh() is for the start or end of an epoch, this is amid one")
             self.set_epoch(epoch + 1)
         before = self.manifest
@@ -269,16 +270,12 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         self._fetch.forget()
         return before != self.manifest
 
-    def _last_sample(self) -> int:
-        plan = self._layout(self._position[0], 0).plan
-        return plan.step(len(plan) - 1).samples_after if len(plan) else 0
-
     # ---- where it stands ----
 
     def set_epoch(self, epoch: int) -> None:
         """The next pass is the whole of this epoch."""
         self._start = self._position = (epoch, 0)
-        self._next_step = None
+        self._first_step = self._next_step = None
 
     def state_dict(self, after: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What continues behind the batch handed out last; JSON, the same on all ranks.
@@ -288,7 +285,10 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
                 been made ahead.
         """
         epoch, samples = (after["epoch"], after["samples"]) if after else self._position
-        state = self._identity() | {"epoch": int(epoch), "samples": int(samples)}
+        state = identity(self._snapshot, self._batching) | {
+            "epoch": int(epoch),
+            "samples": int(samples),
+        }
         worker = torch.utils.data.get_worker_info()
         if worker is not None:
             state["num_workers"] = worker.num_workers
@@ -296,21 +296,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         return state
 
     def _identity(self) -> dict[str, Any]:
-        batching, classes = self._batching, self._snapshot.classes
-        batches = sorted(set(batching.global_batches(classes)))
-        return {
-            "version": STATE_VERSION,
-            "epoch": 0,
-            "samples": 0,
-            "manifest": self._snapshot.manifest,
-            "selection": self._snapshot.selection,
-            "seed": batching.seed,
-            "shuffle": batching.shuffle,
-            "drop_last": batching.drop_last,
-            "batching": batching.text,
-            "num_streams": sum(batching.streams(classes)) if batching.shuffle else 0,
-            "global_batch": batches[0] if len(batches) == 1 else batches,
-        }
+        return identity(self._snapshot, self._batching)
 
     def load_state_dict(self, state: Mapping[str, Any], *, convert_batch: bool = False) -> None:
         """The next pass continues where a state says, also one of other ranks or workers.
@@ -327,15 +313,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         """
         check_state(state, self._identity(), convert_batch=convert_batch)
         self._start = self._position = (state["epoch"], state["samples"])
-        worker = torch.utils.data.get_worker_info()
-        self._next_step = None
-        if worker is not None and "next_step" in state:
-            if state["num_workers"] != worker.num_workers:
-                raise RunError(
-                    f"the state is one of {state['num_workers']} worker processes, here are "
-                    f"{worker.num_workers}; load TokenDataset.state_of(state) into the data set"
-                )
-            self._next_step = state["next_step"]
+        self._first_step = self._next_step = next_step_of(state, "TokenDataset")
 
     @staticmethod
     def state_of(loader_state: Mapping[str, Any]) -> dict[str, Any]:
@@ -355,29 +333,61 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             RunError: a part is missing or damaged; the message names it and the row group.
             StorageError: storage did not answer.
         """
-        epoch, samples = self._start
         worker = torch.utils.data.get_worker_info()
-        share = Share(
-            rank=self._rank,
-            world_size=self._world_size,
-            worker=worker.id if worker else 0,
-            num_workers=worker.num_workers if worker else 1,
-        )
-        layout = self._layout(epoch, samples)
-        first = layout.plan.step_after(samples)
-        if self._next_step is not None:
-            first = self._next_step - share.worker
-        if not len(layout.plan):
-            return self.set_epoch(epoch + 1)
-        reader = self._reader(self._threads or (1 if worker else THREADS))
-        for work, batch in reader.batches(layout, layout.works(first, share), epoch=epoch):
-            self._position = epoch, work.step.samples_after
-            self._next_step = work.number + share.num_workers if worker else None
-            batch |= {"epoch": epoch, "samples": work.step.samples_after}
-            if self._on_corrupt == "replace":
-                self.num_replaced += int(batch["replaced"].sum())
-            yield batch if self._transform is None else self._transform(batch)
+        at, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        epoch, layout, first = self._begin()
+        self._next_step = first + at if self._first_step is None else self._first_step
+        numbers = range(self._next_step, len(layout.plan), num_workers)
+        for number, batch in self._made(epoch, layout, numbers):
+            self._position = epoch, layout.plan.step(number).samples_after
+            self._next_step = number + num_workers
+            yield batch
         self.set_epoch(epoch + 1)
+
+    def share(self, is_mine: Iterator[bool]) -> Iterator[tuple[dict[str, int], Any]]:
+        """A pass of which this process makes some batches only, as a mixture's workers do.
+
+        Args:
+            is_mine: of every batch that is left, whether it is wanted here; asked ahead of time.
+
+        Yields:
+            For every batch what ``state_dict(after=...)`` takes, and it, or None if not wanted.
+        """
+        epoch, layout, first = self._begin()
+        numbers = range(first, len(layout.plan))
+        wanted, ahead = itertools.tee(is_mine)
+        made = self._made(epoch, layout, itertools.compress(numbers, ahead))
+        for number in numbers:
+            batch = next(made)[1] if next(wanted) else None
+            self._position = epoch, layout.plan.step(number).samples_after
+            yield {"epoch": epoch, "samples": self._position[1]}, batch
+        self.set_epoch(epoch + 1)
+
+    def _begin(self) -> tuple[int, Layout | PackedLayout, int]:
+        epoch, samples = self._start
+        layout = self._layout(epoch, samples)
+        return epoch, layout, layout.plan.step_after(samples)
+
+    def _made(
+        self, epoch: int, layout: Layout | PackedLayout, numbers: Iterable[int]
+    ) -> Iterator[tuple[int, Any]]:
+        """These steps and their batches."""
+        if not len(layout.plan):
+            return
+        in_worker = torch.utils.data.get_worker_info() is not None
+        reader = Reader(
+            fetch=self._fetch(),
+            classes=self._snapshot.classes,
+            maker=self._maker,
+            prefetch_bytes=self._prefetch_bytes,
+            threads=self._threads or (1 if in_worker else THREADS),
+        )
+        works = layout.works(numbers, Share(rank=self._rank, world_size=self._world_size))
+        for work, batch in reader.batches(layout, works, epoch=epoch):
+            batch |= {"epoch": epoch, "samples": work.step.samples_after}
+            if self._replaces:
+                self.num_replaced += int(batch["replaced"].sum())
+            yield work.number, batch if self._transform is None else self._transform(batch)
 
     def _layout(self, epoch: int, samples: int) -> Layout | PackedLayout:
         offset = self._batching.offset(self._snapshot.classes, samples)
@@ -385,15 +395,6 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             layout = self._batching.layout(self._snapshot.classes, epoch, offset)
             self._laid_out = epoch, offset, layout
         return self._laid_out[2]
-
-    def _reader(self, threads: int) -> Reader:
-        return Reader(
-            fetch=self._fetch(),
-            classes=self._snapshot.classes,
-            maker=self._maker,
-            prefetch_bytes=self._prefetch_bytes,
-            threads=threads,
-        )
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_laid_out": None}

@@ -8,21 +8,29 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pipeline.errors import RunError
 from pipeline.loading.hashing import derived_key, hashes, unit_interval
+from pipeline.loading.state import next_step_of, portable, states_in
 
 Batch = dict[str, Any]
 State = dict[str, Any]
+Pass = Iterator[tuple[State, Any]]
+"""For each batch of a source where that stands after it, and the batch, if it is wanted here."""
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+
+_DRAWN_AT_ONCE = 256
+_OF_MIXTURE = frozenset({"version", "weights", "step", "sources"})
 
 
 class Source(Protocol):
@@ -41,6 +49,17 @@ class Source(Protocol):
         """Go on at such a place with the next ``__iter__``; refuses what is not its own."""
 
 
+@runtime_checkable
+class SharedSource(Protocol):
+    """A source that worker processes can share, as ``TokenDataset`` is."""
+
+    def share(self, is_mine: Iterator[bool]) -> Pass:
+        """As ``__iter__``, but of batches that are not this process's only where they end."""
+
+    def state_dict(self, after: Mapping[str, Any] | None = None) -> State:
+        """The place after such an end."""
+
+
 class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
     """One batch after the other, each of one source.
 
@@ -48,10 +67,13 @@ class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
     the same wherever a run resumed. A source that ends begins its next epoch, so the mixture ends
     only after ``steps``; then, or after leaving the loop, the next ``__iter__`` goes on where this
     one stopped. Its batches are those of the sources (dicts) with ``source`` (int, position in the
-    mapping) added. Ranks agree if their sources do.
+    mapping) and ``mixture`` (dict: how far it is with this batch) added. Ranks agree if their
+    sources do.
 
-    A worker process (one at most) that does not persist starts each time where the mixture in the
-    main process stands: keep it (``persistent_workers=True``) or use a StatefulDataLoader.
+    In a DataLoader take ``batch_size=None``; its worker processes share the steps, whose order
+    stays the same; every source must have ``share``. There a pass that was broken off begins
+    again, and workers that do not persist start each time where the mixture in the main process
+    stands: ``load_state_dict(state_dict(after=batch))`` moves it.
     """
 
     def __init__(
@@ -81,60 +103,107 @@ class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
         self._key = derived_key(seed, "mixture")
         self._borders = np.cumsum(self._weights) / sum(self._weights)
         self._step = 0
-        self._passes: dict[int, Iterator[Batch]] = {}
-        self._inherited: dict[int, Iterator[Batch]] = {}
+        self._end: int | None = None
+        self._end_of_state: int | None = None
+        self._next_step: int | None = None
+        self._broken_off: State | None = None
+        self._places: dict[int, State] = {}
+        self._passes: dict[int, Pass] = {}
+        self._inherited: dict[int, Pass] = {}
         self._owner = os.getpid()
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from the present step on.
 
         Raises:
-            RunError: a source has no batch at all, or worker processes share the mixture.
+            RunError: a source has no batch at all, or cannot be shared by worker processes.
             TypeError: a source's batch is no dict.
         """
         worker = torch.utils.data.get_worker_info()
-        if worker is not None and worker.num_workers > 1:
-            raise RunError(
-                "MixedTokenDataset reads in one process: use DataLoader(num_workers=0 or 1); its "
-                "sources read ahead in threads"
-            )
+        at, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        if num_workers > 1:
+            self._check_shared()
+        self._leave_passes_of_parent()
+        if worker and self._broken_off is not None:  # its workers stopped at different steps
+            self.load_state_dict(self._broken_off)
+        self._end, self._end_of_state = self._end_of_state, None
+        if self._end is None and self._steps is not None:
+            self._end = self._step + self._steps
+        self._broken_off = self.state_dict() if worker else None
+        if num_workers > 1:
+            self._passes.clear()  # opened for other steps, where the last pass ended amid a turn
+        mine = self._step + at if self._next_step is None else self._next_step
+        while self._end is None or self._step < self._end:
+            source = self.source_of(self._step)
+            batch = self._next_of(source, mine, num_workers)
+            self._step += 1  # first, so that a state taken during the batch counts it
+            if self._step > mine:
+                mine += num_workers
+                self._next_step = mine if worker else None
+                yield {**batch, "source": source, "mixture": self._progress()}
+        self._end = self._next_step = self._broken_off = None
+
+    def _leave_passes_of_parent(self) -> None:
         if self._owner != os.getpid():
             # passes of the process this one was forked from: their threads are not here, so they
             # can neither go on nor end; kept, so that nothing tries to end them
             self._inherited, self._passes, self._owner = self._passes, {}, os.getpid()
-        end = None if self._steps is None else self._step + self._steps
-        while end is None or self._step < end:
-            source = self.source_of(self._step)
-            batch = self._next_of(source)
-            if not isinstance(batch, dict):
-                raise TypeError(
-                    f"source {source} gives {type(batch).__name__}, a mixture needs dicts; "
-                    "transform its batches after mixing"
+
+    def _check_shared(self) -> None:
+        for number, source in enumerate(self._sources):
+            if not isinstance(source, SharedSource):
+                raise RunError(
+                    f"source {number} of the mixture, {type(source).__name__}, cannot be shared by "
+                    "several worker processes: use DataLoader(num_workers=0 or 1), or give it "
+                    "share() as TokenDataset has it"
                 )
-            self._step += 1  # first, so that a state taken during the batch counts it
-            yield {**batch, "source": source}
 
     def source_of(self, step: int) -> int:
         """Position of the source that step ``step`` (from 0) is of."""
-        drawn = float(unit_interval(hashes(step, self._key))[0])
-        # the last border may be a little less than 1
-        return min(int(np.searchsorted(self._borders, drawn, side="right")), len(self._sources) - 1)
+        return int(self._sources_of(np.array([step]))[0])
 
-    def state_dict(self) -> State:
-        """The place after the batch handed out last: O(1), JSON-able."""
-        return {
+    def _sources_of(self, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        drawn = unit_interval(hashes(steps, self._key))
+        # the last border may be a little less than 1
+        last = len(self._sources) - 1
+        return np.minimum(np.searchsorted(self._borders, drawn, side="right"), last)
+
+    def state_dict(self, after: Mapping[str, Any] | None = None) -> State:
+        """The place after the batch handed out last: O(1), JSON-able, the same on all ranks.
+
+        Args:
+            after: or behind this batch: with worker processes the one used last, as others have
+                been made ahead.
+        """
+        progress = after["mixture"] if after else self._progress()
+        pairs = zip(self._sources, progress["places"], strict=True)
+        state = {
             "version": STATE_VERSION,
             "seed": self._seed,
             "weights": list(self._weights),
-            "step": self._step,
-            "sources": [source.state_dict() for source in self._sources],
+            "step": progress["step"],
+            "end": progress["end"],
+            "sources": [_state_after(source, place) for source, place in pairs],
         }
+        worker = torch.utils.data.get_worker_info()
+        if worker is not None:
+            state |= {"num_workers": worker.num_workers, "next_step": self._next_step}
+        return state
+
+    def _progress(self) -> State:
+        """Steps done, where the pass ends, and where each source stands."""
+        for number, source in enumerate(self._sources):
+            if number not in self._places or not isinstance(source, SharedSource):
+                self._places[number] = _state_now(source)
+        places = [self._places[number] for number in range(len(self._sources))]
+        return {"step": self._step, "end": self._end, "places": places}
 
     def load_state_dict(self, state: State) -> None:
-        """Go on after that batch, with every source where it was.
+        """Go on after that batch, with every source where it was, to the end of that pass.
 
         Raises:
-            RunError: the state of another mixture; or what a source says to its part of it.
+            RunError: the state of another mixture or number of workers; or what a source says to
+                its part of it.
         """
         expected = {"version": STATE_VERSION, "seed": self._seed, "weights": self._weights}
         for name, here in expected.items():
@@ -143,28 +212,81 @@ class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
                     f"this state is of a mixture with {name}={state.get(name)!r}, here it is "
                     f"{here!r}; use the {name} of the run that wrote it, or start without a state"
                 )
+        next_step = next_step_of(state, "MixedTokenDataset")
+        self._leave_passes_of_parent()
         for source, place in zip(self._sources, state["sources"], strict=True):
             source.load_state_dict(place)
-        self._step = int(state["step"])
+        self._step, self._next_step = int(state["step"]), next_step
+        self._end = self._end_of_state = state["end"]
+        self._broken_off = None
         self._passes.clear()
+        self._places.clear()
+
+    @staticmethod
+    def state_of(loader_state: Mapping[str, Any]) -> State:
+        """A StatefulDataLoader's state as one of this class, for any number of workers.
+
+        Raises:
+            RunError: it holds none.
+        """
+        found = list(states_in(loader_state, _OF_MIXTURE))
+        if not found:
+            raise RunError("no state of a MixedTokenDataset in there")
+        return portable(max(found, key=lambda one: one["step"]))
 
     def __getstate__(self) -> dict[str, Any]:
         """Goes to another process without its open passes."""
         return {**self.__dict__, "_passes": {}, "_inherited": {}}
 
-    def _next_of(self, number: int) -> Batch:
-        """Next batch of a source, from its next epoch if this one is over."""
+    def _next_of(self, number: int, mine: int, num_workers: int) -> Any:
+        """Next batch of a source, from its next epoch if this one is over.
+
+        Args:
+            number: of the source.
+            mine: the step that this process makes next; None is returned for those before.
+            num_workers: from there on it makes every ``num_workers``-th.
+        """
         for _ in range(2):  # a source resumed at the very end of an epoch gives an empty pass first
             # taken out until it has given a batch: one that ended or failed is not asked again
             present = self._passes.pop(number, None)
             if present is None:
                 source = self._sources[number]
-                source.load_state_dict(source.state_dict())  # not where its last pass began
-                present = iter(source)
-            for batch in present:
-                self._passes[number] = present
+                source.load_state_dict(_state_now(source))  # not where its last pass began
+                present = _pass_of(source, self._wanted(number, self._step, mine, num_workers))
+            for place, batch in present:
+                if batch is not None and not isinstance(batch, dict):
+                    raise TypeError(
+                        f"source {number} gives {type(batch).__name__}, a mixture needs dicts; "
+                        "transform its batches after mixing"
+                    )
+                self._passes[number], self._places[number] = present, place
                 return batch
         raise RunError(
             f"source {number} of the mixture has no batch: its data are fewer than one batch of "
             "all ranks; lower batch_size, or leave it out"
         )
+
+    def _wanted(self, number: int, step: int, mine: int, num_workers: int) -> Iterator[bool]:
+        """Whether this process makes the batches of a source that are due from a step on."""
+        for first in itertools.count(step, _DRAWN_AT_ONCE):
+            steps = np.arange(first, first + _DRAWN_AT_ONCE)
+            own = steps[self._sources_of(steps) == number]
+            yield from ((own >= mine) & ((own - mine) % num_workers == 0)).tolist()
+
+
+def _pass_of(source: Source, wanted: Iterator[bool]) -> Pass:
+    if isinstance(source, SharedSource):
+        yield from source.share(wanted)
+    else:
+        for batch in source:
+            yield {}, batch
+
+
+def _state_now(source: Source) -> State:
+    return (
+        portable(source.state_dict()) if isinstance(source, SharedSource) else source.state_dict()
+    )
+
+
+def _state_after(source: Source, place: State) -> State:
+    return portable(source.state_dict(after=place)) if isinstance(source, SharedSource) else place

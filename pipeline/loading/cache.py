@@ -77,6 +77,10 @@ class RangeCache:
         with self._counter() as (size_bytes, _):
             return size_bytes
 
+    def holds(self, digest: str) -> bool:
+        """Whether something of that name is here; whether it is whole, ``get`` finds out."""
+        return self._path(digest).exists()
+
     def get(self, digest: str, fetch: Callable[[], bytes]) -> bytes:
         """The bytes with this digest, from here or from ``fetch``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from pipeline.errors import CorruptPart, RunError, StorageRefused
 from pipeline.loading.buffers import Buffers
 from pipeline.loading.cache import RangeCache
 from pipeline.loading.checks import Checks
+from pipeline.loading.requests import Range
 from pipeline.manifest import Line
 from pipeline.parts import (
     Footer,
@@ -51,6 +53,11 @@ class Group:
         start, end = group_range(self.line, self.index)
         return end - start
 
+    @property
+    def range(self) -> Range:
+        """Where it lies."""
+        return Range(str(self.line.part), *group_range(self.line, self.index))
+
     def __str__(self) -> str:
         return f"part {self.line.part} of {self.line.shard}, row group {self.index}"
 
@@ -78,42 +85,54 @@ class Fetch:
             storage: OUT.
             cache: of row groups read before.
         """
-        self._storage, self._cache = storage, cache
+        self.storage = storage
+        self._cache = cache
         self._check = Checks()
         self.buffers = Buffers()
         """Memory of row groups, and of the batches made of them."""
         self._footers: dict[str, Footer] = {}
         self._lock = threading.Lock()
+        self._held: dict[Range, memoryview] = {}
 
     @property
-    def asks_often(self) -> bool:
-        """Whether a row group costs a request to a distant store each time it is read."""
-        return self._cache is None and not self._storage.is_local
+    def joins_requests(self) -> bool:
+        """Whether a request costs more than the bytes between two row groups."""
+        return not self.storage.is_local
 
-    def part_range(self, line: Line, start: int, end: int) -> bytes:
-        """Bytes ``[start, end)`` of a part, unchecked; fewer where it is shorter.
+    def together(self, groups: Sequence[Group]) -> Fetch:
+        """The same, with what these row groups of one part need at hand: one request for all.
+
+        Nothing is trusted by it: each is compared with its digest when it is asked for.
+
+        Args:
+            groups: neighbours, see `requests`.
 
         Raises:
-            CorruptPart: there is no such part.
             StorageError: storage did not answer.
         """
+        ranges = [group.range for group in groups if not self._is_cached(group)]
+        if len(set(ranges)) < 2:
+            return self
+        start, end = min(one.start for one in ranges), max(one.end for one in ranges)
         try:
-            return self._storage.read_range(f"parts/{line.part}", start, end)
-        except FileNotFoundError as error:
-            raise CorruptPart(f"part {line.part} of {line.shard} is missing") from error
+            content = self.storage.read_range(f"parts/{ranges[0].part}", start, end)
+        except FileNotFoundError:
+            return self  # each of them says so when it is asked for
+        found = copy.copy(self)
+        view = memoryview(content)
+        found._held = {one: view[one.start - start : one.end - start] for one in ranges}
+        return found
 
-    def rows(
-        self,
-        group: Group,
-        columns: Sequence[str] | None = None,
-        content: bytes | memoryview | None = None,
-    ) -> Rows:
+    def _is_cached(self, group: Group) -> bool:
+        digest = group.line.row_groups[group.index].sha256
+        return self._cache is not None and self._cache.holds(digest)
+
+    def rows(self, group: Group, columns: Sequence[str] | None = None) -> Rows:
         """Some columns of a row group.
 
         Args:
             group: which.
             columns: None: all.
-            content: its bytes, not compared with its digest yet; None: they are read.
 
         Raises:
             CorruptPart: it is not what was committed; names part and row group.
@@ -121,10 +140,7 @@ class Fetch:
         """
         try:
             footer = self._footer(group.line)
-            if content is None:
-                content = self._bytes(group)
-            else:
-                self._check(group.line, group.index, content)
+            content = self._bytes(group)
             wanted = footer.schema.names if columns is None else list(columns)
             blobs = None
             if "tokens" in wanted:
@@ -145,12 +161,21 @@ class Fetch:
 
     def _bytes(self, group: Group) -> bytes | memoryview:
         """Of a row group; their digest has been compared."""
-        line, index = group.line, group.index
         if self._cache is None:
-            return read_group(self._storage, line, index, self.buffers.take, self._check)
-        return self._cache.get(
-            line.row_groups[index].sha256, lambda: bytes(read_group(self._storage, line, index))
-        )
+            return self._read(group)
+        digest = group.line.row_groups[group.index].sha256
+        return self._cache.get(digest, lambda: bytes(self._read(group)))
+
+    def _read(self, group: Group) -> bytes | memoryview:
+        line, index = group.line, group.index
+        held = self._held.get(group.range)
+        if held is None:
+            return read_group(self.storage, line, index, self.buffers.take, self._check)
+        # a copy: a view would keep the bytes of all its neighbours
+        content = self.buffers.take(len(held)).data
+        content[:] = held
+        self._check(line, index, content)
+        return content
 
     def footer(self, line: Line) -> Footer:
         """A part's, by its receipt.
@@ -170,7 +195,7 @@ class Fetch:
         part = str(line.part)
         with self._lock:
             found = self._footers.pop(part, None)
-        footer = found or read_footer(self._storage, line)
+        footer = found or read_footer(self.storage, line)
         with self._lock:
             self._footers[part] = footer  # the one used last stands last
             while len(self._footers) > MAX_FOOTERS:

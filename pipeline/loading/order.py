@@ -83,11 +83,6 @@ class Order:
         """Rows in all."""
         self.num_streams = 1 if key is None else max(1, min(num_streams, self.num_samples))
 
-    @property
-    def is_as_listed(self) -> bool:
-        """Whether row groups come as they were listed."""
-        return self._key is None
-
     def places(self, samples: Numbers) -> Places:
         """Where these samples lie; each in ``[0, num_samples)``."""
         streams, along = samples % self.num_streams, samples // self.num_streams

@@ -1,20 +1,20 @@
 """Pure: one pass over an epoch of packs. All shapes are in one order, cut into windows and packed.
 
-Whoever reads along holds the row groups of a window, not one a stream: a window's samples come in
-the order of its packs.
+Whoever reads along holds the row groups of a window of each lane that it reads, not one a stream: a
+window's samples come in the order of its packs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.loading.hashing import derived_key
+from pipeline.loading.lanes import Lanes, Window
 from pipeline.loading.order import Numbers, Order
-from pipeline.loading.packs import PackedOrder
 from pipeline.loading.passes import Share, Slot, Work
 from pipeline.loading.plan import Kind, Plan
 
@@ -67,7 +67,12 @@ class PackedLayout:
             key=key_of("line"),
         )
         unit_lengths = np.array([lengths[kind] for kind, _ in units], dtype=np.int32)
-        self.packs = PackedOrder(self._lengths(unit_lengths), pack_length, key=key_of("packs"))
+        self.packs = Lanes(
+            self._lengths(unit_lengths),
+            pack_length,
+            num_streams=self._line.num_streams,
+            key=key_of("packs"),
+        )
         kind = Kind(num_samples=len(self.packs), global_batch=global_batch)
         self.plan = Plan([kind], drop_last=drop_last, key=None, offset=offset)
 
@@ -79,17 +84,20 @@ class PackedLayout:
             lengths[samples] = unit_lengths[self._line.places(samples).groups]
         return lengths
 
-    def works(self, first: int, share: Share) -> Iterator[Work]:
-        """The steps of a process from step ``first`` on, of which worker 0 makes the first one."""
+    def works(self, numbers: Iterable[int], share: Share) -> Iterator[Work]:
+        """The steps that a process makes, by their rising numbers."""
         held: dict[int, Slot] = {}
-        windows: set[int] = set()
-        for number in range(first + share.worker, len(self.plan), share.num_workers):
+        windows: dict[int, set[Window]] = {}
+        for number in numbers:
             step = self.plan.step(number)
             numbers = step.of_rank(share.rank, share.world_size)
             wrapped = (numbers % len(self.packs)).tolist()
             packs = [self.packs[one] for one in wrapped]
-            if windows != (windows := {self.packs.window_of(one) for one in wrapped}):
-                needed = self._units_in(windows)
+            reached: dict[int, set[Window]] = {}  # by lane; those that others stand in stay
+            for window in map(self.packs.window_of, wrapped):
+                reached.setdefault(window[0], set()).add(window)
+            if windows != (windows := windows | reached):
+                needed = self._units_in(set().union(*windows.values()))
                 held = {unit: slot for unit, slot in held.items() if unit in needed}
             samples = np.concatenate(packs)
             places = self._line.places(samples)
@@ -110,7 +118,7 @@ class PackedLayout:
                 pack_sizes=[len(pack) for pack in packs],
             )
 
-    def _units_in(self, windows: set[int]) -> set[int]:
+    def _units_in(self, windows: set[Window]) -> set[int]:
         spans = [self.packs.samples_of(window) for window in windows]
-        places = [self._line.places(np.arange(span.start, span.stop)) for span in spans]
+        places = [self._line.places(np.array(span)) for span in spans]
         return {unit for one in places for unit in np.unique(one.groups).tolist()}

@@ -92,7 +92,12 @@ class PackedOrder:
     """The packs of one epoch."""
 
     def __init__(
-        self, lengths: npt.NDArray[np.integer], pack_length: int, *, key: int | None
+        self,
+        lengths: npt.NDArray[np.integer],
+        pack_length: int,
+        *,
+        key: int | None,
+        window_samples: int = WINDOW_SAMPLES,
     ) -> None:
         """Count the packs of every window.
 
@@ -100,6 +105,7 @@ class PackedOrder:
             lengths: tokens of each sample, in the global order, int ``[N]``.
             pack_length: tokens of a pack.
             key: of seed and epoch, shuffles the packs of a window; None: by their first samples.
+            window_samples: that are packed among themselves.
 
         Raises:
             ValueError: a sample that is longer than a pack, or has no token.
@@ -111,8 +117,8 @@ class PackedOrder:
                 f"{int(lengths.min())}..{longest}; raise pack_length or filter the long clips out"
             )
         self._lengths, self._pack_length = lengths, pack_length
-        self._key = key
-        self._num_windows = math.ceil(lengths.size / WINDOW_SAMPLES)
+        self._key, self._window_samples = key, window_samples
+        self._num_windows = math.ceil(lengths.size / window_samples)
         packs = [
             sum(pattern.number for pattern in best_fit_decreasing(counts, pack_length))
             for counts in map(self._counts, range(self._num_windows))
@@ -149,11 +155,12 @@ class PackedOrder:
 
     def samples_of(self, window: int) -> range:
         """Places in the global order that a window spans."""
-        first = window * WINDOW_SAMPLES
-        return range(first, min(first + WINDOW_SAMPLES, self._lengths.size))
+        first = window * self._window_samples
+        return range(first, min(first + self._window_samples, self._lengths.size))
 
     def _window(self, window: int) -> npt.NDArray[np.integer]:
-        return self._lengths[window * WINDOW_SAMPLES : (window + 1) * WINDOW_SAMPLES]
+        span = self.samples_of(window)
+        return self._lengths[span.start : span.stop]
 
     def _counts(self, window: int) -> Counts:
         lengths, numbers = np.unique(self._window(window), return_counts=True)
@@ -161,7 +168,7 @@ class PackedOrder:
 
     def _packs_of(self, window: int) -> list[npt.NDArray[np.int64]]:
         """Deal the samples of a window to its packs, then shuffle the packs."""
-        lengths, first = self._window(window), window * WINDOW_SAMPLES
+        lengths, first = self._window(window), window * self._window_samples
         counts = self._counts(window)
         waiting = {
             length: iter((np.flatnonzero(lengths == length) + first).tolist())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,16 +16,12 @@ from pipeline.loading.plan import Kind, Plan, Step
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """Which part of every step, and which steps, are a process's own."""
+    """Which part of every step is a process's own."""
 
     rank: int = 0
     """Of the training process."""
     world_size: int = 1
     """Training processes; each takes every ``world_size``-th sample of a step."""
-    worker: int = 0
-    """Of the loader's worker processes."""
-    num_workers: int = 1
-    """Worker processes; each makes every ``num_workers``-th step."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -100,10 +96,10 @@ class Layout:
         schedule = None if key is None else derived_key(key, "steps")
         self.plan = Plan(kinds, drop_last=drop_last, key=schedule, offset=offset)
 
-    def works(self, first: int, share: Share) -> Iterator[Work]:
-        """The steps of a process from step ``first`` on, of which worker 0 makes the first one."""
+    def works(self, numbers: Iterable[int], share: Share) -> Iterator[Work]:
+        """The steps that a process makes, by their rising numbers."""
         held: dict[tuple[int, int], Slot] = {}
-        for number in range(first + share.worker, len(self.plan), share.num_workers):
+        for number in numbers:
             step = self.plan.step(number)
             order = self.orders[step.kind]
             samples = step.of_rank(share.rank, share.world_size)

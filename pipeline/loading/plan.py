@@ -83,6 +83,11 @@ class Plan:
         """Steps of the epoch."""
         return len(self._kinds)
 
+    @property
+    def samples_at_end(self) -> int:
+        """Samples taken when the last step is done."""
+        return int(self._after[-1]) if len(self) else self._offset
+
     def step(self, number: int) -> Step:
         """Step ``number``, from 0."""
         kind = int(self._kinds[number])

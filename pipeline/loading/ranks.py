@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch.distributed as dist
 
 from pipeline.errors import PipelineError, RunError
+
+T = TypeVar("T")
 
 
 def own_place(rank: int | None, world_size: int | None) -> tuple[int, int, bool]:
@@ -43,3 +46,36 @@ def agree_on(find: Callable[[], str]) -> str:
     if how == "failed":
         raise RunError(text)
     return text
+
+
+def same_on_all(find: Callable[[], T], digest: Callable[[T], str]) -> T:
+    """What each rank finds itself; an error of one is raised on all of them, so that none waits.
+
+    Args:
+        find: the same on all ranks, unless something is broken.
+        digest: of what was found.
+
+    Raises:
+        RunError: a rank failed, or found something else than another one.
+    """
+    found: T | None = None
+    failed: PipelineError | None = None
+    try:
+        found = find()
+    except PipelineError as error:
+        failed = error
+    mine = ("failed", str(failed)) if found is None else ("found", digest(found))
+    answers: list[tuple[str, str]] = [mine] * dist.get_world_size()
+    dist.all_gather_object(answers, mine)
+    if failed is not None:
+        raise failed
+    for rank, (how, text) in enumerate(answers):
+        if how == "failed":
+            raise RunError(f"rank {rank}: {text}")
+        if (how, text) != mine:
+            raise RunError(
+                f"rank {rank} selects other rows ({text[:12]}) than rank {dist.get_rank()} "
+                f"({mine[1][:12]}): some rank reads damaged bytes where others do not; see the "
+                "warnings about row groups that are left out, and check that rank's cache and disk"
+            )
+    return found  # type: ignore[return-value]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.loading.batches import BatchMaker
-from pipeline.loading.fetch import Fetch
-from pipeline.loading.neighbours import Neighbours
+from pipeline.loading.fetch import Fetch, Group
 from pipeline.loading.packed import PackedLayout
 from pipeline.loading.passes import Layout, Slot, Work
-from pipeline.loading.prefetch import ahead
+from pipeline.loading.prefetch import ahead, fulfil
+from pipeline.loading.requests import requests
 from pipeline.loading.rows import Loaded, load_group
 from pipeline.loading.snapshot import ShapeClass
 
@@ -42,24 +44,30 @@ class Reader:
             StorageError: storage did not answer.
         """
         take = self.fetch.buffers.take
-        neighbours = [
-            Neighbours(kind.groups, self.fetch.part_range)
-            if order.is_as_listed and self.fetch.asks_often
-            else None
-            for kind, order in zip(self.classes, layout.orders, strict=True)
-        ]
 
-        def load(slot: Slot) -> Loaded:
+        def group(slot: Slot) -> Group:
+            return self.classes[slot.kind].groups[slot.group]
+
+        def load_from(brought: Future[Fetch], slot: Slot) -> Loaded:
             slot.rows = load_group(
-                self.fetch,
+                brought.result(),
                 self.classes[slot.kind],
                 layout.orders[slot.kind],
                 slot.group,
                 self.maker.stored_columns,
                 replace=self.maker.marks_replaced,
-                neighbours=neighbours[slot.kind],
             )
             return slot.rows  # type: ignore[no-any-return]
+
+        def load(slots: Sequence[Slot]) -> None:
+            brought: Future[Fetch] = Future()
+            fulfil(brought, lambda: self.fetch.together([group(slot) for slot in slots]))
+            for slot in slots:
+                fulfil(slot.loaded, functools.partial(load_from, brought, slot))
+
+        def split(slots: Sequence[Slot]) -> list[list[Slot]]:
+            ranges = [group(slot).range for slot in slots]
+            return [[slots[at] for at in one] for one in requests(ranges)]
 
         def make(work: Work) -> dict[str, Any]:
             picks = [
@@ -79,6 +87,7 @@ class Reader:
             self._num_bytes,
             limit_bytes=self.prefetch_bytes,
             threads=self.threads,
+            split=split if self.fetch.joins_requests else None,
         )
 
     def _num_bytes(self, work: Work) -> int:

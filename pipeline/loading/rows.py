@@ -12,7 +12,6 @@ import pyarrow as pa
 from pipeline.errors import CorruptPart
 from pipeline.loading.fetch import Fetch
 from pipeline.loading.hashing import derived_key
-from pipeline.loading.neighbours import Neighbours
 from pipeline.loading.order import Order
 from pipeline.loading.snapshot import ShapeClass
 
@@ -46,7 +45,6 @@ def load_group(
     columns: Sequence[str],
     *,
     replace: bool,
-    neighbours: Neighbours | None = None,
 ) -> Loaded:
     """Read a row group, or what deterministically stands in for it.
 
@@ -55,8 +53,7 @@ def load_group(
         StorageError: storage did not answer; never a reason to replace.
     """
     try:
-        content = None if neighbours is None else neighbours.content(group)
-        return _load(fetch, kind, order, group, columns, content, is_replaced=False)
+        return _load(fetch, kind, order, group, columns, is_replaced=False)
     except CorruptPart as error:
         if not replace:
             raise
@@ -66,7 +63,7 @@ def load_group(
         if other == group:
             continue
         try:
-            return _load(fetch, kind, order, other, columns, None, is_replaced=True)
+            return _load(fetch, kind, order, other, columns, is_replaced=True)
         except CorruptPart:
             continue
     raise CorruptPart(f"{corrupt}; no healthy row group of its shape was found to replace it")
@@ -78,11 +75,10 @@ def _load(
     order: Order,
     group: int,
     columns: Sequence[str],
-    content: bytes | memoryview | None,
     *,
     is_replaced: bool,
 ) -> Loaded:
-    rows = fetch.rows(kind.groups[group], columns, content)
+    rows = fetch.rows(kind.groups[group], columns)
     selected = kind.rows[group]
     count = kind.groups[group].rows if selected is None else len(selected)
     along = order.rows(group, count)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
-from pipeline.errors import RunError
+import torch
 
-STATE_VERSION = 3
+from pipeline.errors import RunError
+from pipeline.loading.batching import Batching
+from pipeline.loading.snapshot import Snapshot
+
+STATE_VERSION = 4
 """Raised when an older state would continue elsewhere."""
+
+OF_DATA_SET = frozenset({"version", "epoch", "samples", "manifest", "selection"})
+"""What every state of a token data set has."""
 
 _OF_WORKERS = frozenset({"next_step", "num_workers"})
 
@@ -23,6 +30,47 @@ _REMEDIES = {
         "load_state_dict(state, convert_batch=True)"
     ),
 }
+
+
+def identity(snapshot: Snapshot, batching: Batching) -> dict[str, Any]:
+    """The state at the start of epoch 0: what a loader has in common with one that continues it."""
+    classes = snapshot.classes
+    batches = sorted(set(batching.global_batches(classes)))
+    return {
+        "version": STATE_VERSION,
+        "epoch": 0,
+        "samples": 0,
+        "manifest": snapshot.manifest,
+        "selection": snapshot.selection,
+        "seed": batching.seed,
+        "shuffle": batching.shuffle,
+        "drop_last": batching.drop_last,
+        "batching": batching.text,
+        "num_streams": sum(batching.streams(classes)) if batching.shuffle else 0,
+        "global_batch": batches[0] if len(batches) == 1 else batches,
+    }
+
+
+def next_step_of(state: Mapping[str, Any], data_set: str) -> int | None:
+    """The step that this worker process makes next, where a state of the same worker says so.
+
+    Raises:
+        RunError: it is one of another number of workers.
+    """
+    worker = torch.utils.data.get_worker_info()
+    if worker is None or "next_step" not in state:
+        return None
+    if state["num_workers"] != worker.num_workers:
+        raise RunError(
+            f"the state is one of {state['num_workers']} worker processes, here are "
+            f"{worker.num_workers}; load {data_set}.state_of(state) into the data set"
+        )
+    return state["next_step"]  # type: ignore[no-any-return]
+
+
+def portable(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state without what is of a worker process."""
+    return {name: value for name, value in state.items() if name not in _OF_WORKERS}
 
 
 def check_state(state: Mapping[str, Any], mine: Mapping[str, Any], *, convert_batch: bool) -> None:
@@ -50,17 +98,22 @@ def check_state(state: Mapping[str, Any], mine: Mapping[str, Any], *, convert_ba
             )
 
 
-def states_in(record: Any) -> Iterator[dict[str, Any]]:
-    """All states of token data sets inside of nested records, such as a stateful loader's."""
+def states_in(record: Any, keys: Set[str] = OF_DATA_SET) -> Iterator[dict[str, Any]]:
+    """All states inside of nested records, such as a stateful loader's.
+
+    Args:
+        record: nested.
+        keys: those of a state of the wanted kind.
+    """
     if isinstance(record, Mapping):
-        if {"version", "epoch", "samples", "manifest", "selection"} <= record.keys():
+        if keys <= record.keys():
             yield dict(record)
         else:
             for value in record.values():
-                yield from states_in(value)
+                yield from states_in(value, keys)
     elif isinstance(record, (list, tuple)):
         for value in record:
-            yield from states_in(value)
+            yield from states_in(value, keys)
 
 
 def elastic_state(record: Any) -> dict[str, Any]:
@@ -74,4 +127,4 @@ def elastic_state(record: Any) -> dict[str, Any]:
         raise RunError("no state of a TokenDataset in there; was it taken before the first batch?")
     # every worker's state tells what it has handed over; what comes next is the last one's
     state = max(found, key=lambda one: (one["epoch"], one["samples"]))
-    return {name: value for name, value in state.items() if name not in _OF_WORKERS}
+    return portable(state)

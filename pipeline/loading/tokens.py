@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline.loading.buffers import Take, fresh
 from pipeline.loading.noise import Samples, crop_grids, crop_starts, normal_noise
 from pipeline.loading.unpack import fsq_codes, unpack, unpack_on_device
+from pipeline.moments import LatentMoments
 from pipeline.schema import TokenFormat
 
 TOKENS_DTYPES = ("int32", "int64", "codes")
@@ -27,6 +28,17 @@ class Moments:
     """``[c]``"""
     std: tuple[float, ...]
     """``[c]``, above 0."""
+
+    @classmethod
+    def of(cls, found: LatentMoments | None) -> Moments:
+        """What a manifest says of its latents.
+
+        Raises:
+            ValueError: it says nothing.
+        """
+        if found is None:
+            raise ValueError("normalize is for latents, these tokens are indices")
+        return cls(mean=found.mean, std=found.std)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

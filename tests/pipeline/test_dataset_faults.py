@@ -228,6 +228,90 @@ def test_columns_and_dtypes_are_a_choice(storage: Storage) -> None:
     assert first(transform=lambda batch: len(batch["key"])) == 4
 
 
+FILTERS = [("key", "!=", "video_3")]
+
+
+def spoil_footer(storage: Storage, receipt: Any) -> None:
+    content = bytearray(storage.read(f"parts/{receipt.part}"))
+    content[-20] ^= 4
+    storage.put(f"parts/{receipt.part}", bytes(content))
+
+
+@pytest.mark.parametrize(("is_footer", "rows"), [(False, 2), (True, 4)])
+def test_what_cannot_be_looked_into_at_open_is_left_out_and_counted(
+    storage: Storage, caplog: pytest.LogCaptureFixture, is_footer: bool, rows: int
+) -> None:
+    whole = TokenDataset(storage.root, batch_size=1, filters=FILTERS)
+    before = clip_ids(whole)
+    receipt = all_receipts(storage)[4]
+    spoil_footer(storage, receipt) if is_footer else harm(storage, receipt, 1)
+    with pytest.raises(CorruptPart, match=str(receipt.part)):
+        TokenDataset(storage.root, batch_size=1, filters=FILTERS)
+
+    def read(rank: int = 0, world_size: int = 1) -> TokenDataset:
+        return TokenDataset(
+            storage.root, batch_size=2 // world_size, filters=FILTERS, on_corrupt="replace",
+            rank=rank, world_size=world_size, shuffle=True, drop_last=False,
+        )  # fmt: skip
+
+    one = read()
+    assert one.num_left_out == rows
+    assert f"part {receipt.part}" in caplog.text
+    assert set(clip_ids(one)) < set(before)
+    assert one.num_clips >= len(before) - rows
+    assert one.num_replaced == 0, "what is left is sound"
+    across = zip(*(clip_ids(read(rank, 2)) for rank in range(2)), strict=True)
+    assert [clip_id for pair in across for clip_id in pair] == clip_ids(read())
+    with pytest.raises(RunError, match="selection"):
+        one.load_state_dict(whole.state_dict() | {"shuffle": True, "drop_last": False})
+
+
+def test_nothing_that_can_be_looked_into_is_an_error(storage: Storage) -> None:
+    for receipt in all_receipts(storage):
+        if receipt.part:
+            spoil_footer(storage, receipt)
+    with pytest.raises(RunError, match=r"select no clip.*24 row groups are corrupt"):
+        TokenDataset(storage.root, batch_size=1, filters=FILTERS, on_corrupt="replace")
+
+
+ONE_SEES_DAMAGE = """
+    import sys
+    import torch.distributed as dist
+    from pipeline.dataset import TokenDataset
+    from pipeline.errors import CorruptPart, RunError
+    from pipeline.loading import fetch
+
+    root, place, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+    if rank:
+        read, seen = fetch.read_group, []
+
+        def damaged(*args):
+            content = bytearray(read(*args))
+            seen.append(0)
+            if len(seen) == 1:
+                raise CorruptPart("a bit has flipped")
+            return content
+
+        fetch.read_group = damaged
+    try:
+        TokenDataset(root, batch_size=2, filters=[("fps", ">", 0)], on_corrupt=sys.argv[4])
+    except RunError as error:
+        print(error)
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize(
+    ("on_corrupt", "words"), [("replace", "selects other rows"), ("raise", "a bit has flipped")]
+)
+def test_ranks_that_read_other_bytes_fail_together_and_none_waits(
+    storage: Storage, tmp_path: Path, on_corrupt: str, words: str
+) -> None:
+    said = run_two(ONE_SEES_DAMAGE, storage.root, str(tmp_path / "meet"), on_corrupt)
+    assert all(words in text for text in said), said
+
+
 def test_it_travels_as_a_pickle(storage: Storage) -> None:
     dataset = TokenDataset(storage.root, batch_size=4, shuffle=True)
     copy: Callable[[], TokenDataset] = pickle.loads(pickle.dumps(dataset))
@@ -264,20 +348,26 @@ RANK = """
 """
 
 
-def test_processes_of_a_group_get_equal_steps_and_one_manifest(
-    storage: Storage, tmp_path: Path
-) -> None:
+def run_two(script: str, root: str, place: str, *more: str) -> list[str]:
+    """What two ranks print."""
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(RANK), storage.root, str(tmp_path / "meet"), r],
+            [sys.executable, "-c", textwrap.dedent(script), root, place, rank, *more],
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
         )
-        for r in ("0", "1")
+        for rank in ("0", "1")
     ]
-    said = [process.communicate(timeout=100)[0].splitlines() for process in processes]
+    said = [process.communicate(timeout=100)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
+    return said
+
+
+def test_processes_of_a_group_get_equal_steps_and_one_manifest(
+    storage: Storage, tmp_path: Path
+) -> None:
+    said = [text.splitlines() for text in run_two(RANK, storage.root, str(tmp_path / "meet"))]
     assert [len(lines) for lines in said] == [4, 4]
     one = TokenDataset(storage.root, batch_size=10, shuffle=True, seed=1)
     for batch, lines in zip(one, zip(*said, strict=True), strict=True):

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.dataset import TokenDataset
 from pipeline.errors import CorruptPart, RunError
-from pipeline.loading import packs
+from pipeline.loading import lanes
 from pipeline.loading.packed import PackedLayout
 from pipeline.loading.passes import Share
 from tests.pipeline.fakes import latent_row, row, token_format
@@ -238,7 +238,7 @@ def test_damaged_clips_are_replaced_by_others_of_their_shape(tmp_path: Path) -> 
 def test_row_groups_are_read_once_and_let_go_behind_their_window(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(packs, "WINDOW_SAMPLES", 64)
+    monkeypatch.setattr(lanes, "WINDOW_SAMPLES", 64)
     counts = [np.full(200, 8), np.full(100, 4)]
     units = [(kind, at) for kind, rows in enumerate(counts) for at in range(len(rows))]
     layout = PackedLayout(
@@ -249,7 +249,7 @@ def test_row_groups_are_read_once_and_let_go_behind_their_window(
     samples: list[int] = []
     alive: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
     most = 0
-    for work in layout.works(0, Share()):
+    for work in layout.works(range(len(layout.plan)), Share()):
         fresh += [(slot.kind, slot.group) for slot in work.fresh]
         samples += work.samples.tolist()
         alive.update(slot.loaded for slot in work.slots)
@@ -258,3 +258,21 @@ def test_row_groups_are_read_once_and_let_go_behind_their_window(
     assert set(fresh) == set(units)
     assert len(fresh) <= len(units) + 4, "but for those that a border of streams cuts"
     assert most < 60, "of 300 row groups; a window is of 64 clips"
+
+
+@pytest.mark.parametrize(
+    ("world_size", "batch_size", "most"), [(1, 1, 1.1), (2, 8, 0.75), (4, 1, 0.5), (8, 8, 0.4)]
+)
+def test_a_rank_reads_little_more_than_its_share(
+    world_size: int, batch_size: int, most: float
+) -> None:
+    counts = [np.full(100, 64)] * 4
+    units = [(kind, at) for at in range(100) for kind in range(4)]
+    layout = PackedLayout(
+        counts, [256, 576, 1024, 1280], units,
+        pack_length=4096, num_streams=24, global_batch=world_size * batch_size, key=1,
+        drop_last=True,
+    )  # fmt: skip
+    for rank in (0, world_size - 1):
+        works = layout.works(range(len(layout.plan)), Share(rank=rank, world_size=world_size))
+        assert sum(len(work.fresh) for work in works) <= most * 400

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import doctest
 import math
 import time
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.loading import lanes
 from pipeline.loading.hashing import derived_key
+from pipeline.loading.lanes import Lanes
 from pipeline.loading.packs import (
     WINDOW_SAMPLES,
     PackedOrder,
@@ -77,6 +80,24 @@ def test_realistic_mixes_waste_at_most_three_percent(mix: str) -> None:
     used = sum(int(lengths[order[number]].sum()) for number in range(len(order)))
     assert order.waste == pytest.approx(1 - used / (len(order) * pack_length))
     assert order.waste <= 0.03
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_packs_in_lanes_hold_every_sample_once_and_waste_at_most_three_percent(mix: str) -> None:
+    lengths, pack_length = MIXES[mix]
+    packs = Lanes(lengths, pack_length, num_streams=24, key=derived_key(0, 0, "packs"))
+    listed = [packs[number] for number in range(len(packs))]
+    assert sorted(np.concatenate(listed).tolist()) == list(range(len(lengths)))
+    assert max(int(lengths[pack].sum()) for pack in listed) <= pack_length
+    assert packs.waste <= 0.03
+    for number in range(0, len(packs), 37):
+        assert set(listed[number].tolist()) <= set(packs.samples_of(packs.window_of(number)))
+        if number < 0.9 * len(packs):
+            assert set((listed[number] % 8).tolist()) == {number % 8}
+
+
+def test_the_examples_of_lanes_hold() -> None:
+    assert doctest.testmod(lanes).failed == 0
 
 
 def test_lengths_that_leave_a_gap_in_every_pack_show_it_in_waste() -> None:
