@@ -27,7 +27,7 @@ def test_help_lists_groups_fields_and_examples(tmp_path: Path) -> None:
     for text in (
         "usage: python -m pipeline.run +dataset=NAME +tokenizer=NAME",
         "dataset: demo, folder, images, openvid, panda70m, tars, webvid",
-        "cluster: inline, local, ray",
+        "cluster: array, inline, local, ray",
         "fsq_4x8x8",
         "max_clips: 4096",
         "The same command again continues where the last one stopped.",
