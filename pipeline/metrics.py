@@ -6,6 +6,7 @@ Ray puts ``ray_`` before every name and ``_total`` behind that of a sum; labels 
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,5 +98,11 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print the list."""
+    argparse.ArgumentParser(prog="python -m pipeline.metrics", description=__doc__).parse_args()
     sys.stdout.write(listing() + "\n")
+
+
+if __name__ == "__main__":
+    main()

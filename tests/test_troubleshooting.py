@@ -43,19 +43,19 @@ def templates() -> Iterator[str]:
                     )
 
 
-ALL = list(templates())
+ALL = "\1".join(templates())
+"""One after the other: none holds the character between them."""
 
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_a_quoted_message_stands_in_the_code(message: str) -> None:
     pieces = [re.escape(piece.strip()) for piece in message.split("…") if piece.strip()]
-    pattern = re.compile(".*?".join(pieces), re.DOTALL)
-    assert any(pattern.search(template) for template in ALL)
+    assert re.search("[^\1]*?".join(pieces), ALL)
 
 
 def test_there_are_messages_to_compare() -> None:
     assert len(MESSAGES) > 40
-    assert not any(re.search("a sentence that nothing here says", template) for template in ALL)
+    assert "a sentence that nothing here says" not in ALL
 
 
 def test_every_row_says_what_to_do() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from pipeline import metrics
 from pipeline.history import COLUMNS, MOST, History, lately, moments_of, steps
 from pipeline.live import pace, panel, stages
 from pipeline.status import main
@@ -214,3 +215,17 @@ def test_log_lines_stand_above_the_table_and_go_to_the_terminal_again_afterwards
     assert before_the_line.rstrip(b"\x1b[0m").endswith((b"\x1b[2K", b"\r"))
     assert seen.count(b"a line of the log") == 1
     assert b"a line afterwards" in seen
+
+
+def test_the_command_lists_every_metric_with_its_kind_and_meaning(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pipeline.metrics"])
+    metrics.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
+    assert len(lines) == len(metrics.WORKER_METRICS) + len(metrics.RUN_METRICS)
+    for line in lines:
+        name, kind, meaning = line.split(maxsplit=2)
+        assert name.startswith("vidtok_")
+        assert kind in ("counter", "gauge")
+        assert meaning
