@@ -226,6 +226,6 @@ def test_the_command_lists_every_metric_with_its_kind_and_meaning(
     assert len(lines) == len(metrics.WORKER_METRICS) + len(metrics.RUN_METRICS)
     for line in lines:
         name, kind, meaning = line.split(maxsplit=2)
-        assert name.startswith("vidtok_")
+        assert name.startswith("ray_vidtok_")
         assert kind in ("counter", "gauge")
         assert meaning
