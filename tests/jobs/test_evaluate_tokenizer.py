@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -131,7 +132,7 @@ def test_pictures_show_the_best_and_the_worst_clips(tars: Path, tmp_path: Path) 
 def test_a_strip_has_the_source_above_and_the_output_below() -> None:
     source, output = torch.full((1, 3, 17, 8, 8), -1.0), torch.full((1, 3, 17, 8, 8), 1.0)
     source[:, :, 16] = 0
-    with av.open(pictures.io.BytesIO(pictures.strip(source, output))) as container:
+    with av.open(io.BytesIO(pictures.strip(source, output))) as container:
         (frame,) = container.decode(video=0)
         shown = frame.to_ndarray(format="rgb24")
     assert shown.shape == (16, 48, 3)
