@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -12,20 +11,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file
 
 from jobs import train_tokenizer
-from jobs.pictures import png
 from jobs.training import compose, resolve
 from jobs.training.checkpoints import Checkpoints, latest_checkpoint, read_state, start_weights
 from jobs.training.config import TrainConfig
-from jobs.training.pictures import side_by_side
-from jobs.training.progress import training_line
 from jobs.training.record import check_record, write_record
 from pipeline.config import ClusterKind
 from pipeline.errors import ConfigError, RunError
@@ -298,6 +292,18 @@ def test_other_models_and_judges_train(tmp_path: Path, model: str, arguments: li
     assert ("perplexity" in second) is not model.startswith("kl")
 
 
+@pytest.mark.weights
+def test_the_networks_of_the_paper_can_judge_by_path(tmp_path: Path) -> None:
+    """LPIPS_VGG is the path of its file."""
+    weights = os.environ["LPIPS_VGG"]
+    vgg = ["lpips.weight=1", "lpips.net=vgg", f"lpips.weights={weights}"]
+    train(f"train.run={tmp_path}/vgg", "train.steps=1", *vgg)
+    train(f"train.run={tmp_path}/alex", "train.steps=1", "lpips.weight=1")
+    [by_vgg], [by_alex] = (curve_of(tmp_path / name) for name in ("vgg", "alex"))
+    assert 0 < by_vgg["p_loss"] != by_alex["p_loss"]
+    assert by_vgg["psnr"] == by_alex["psnr"]  # the same clips, the same weights
+
+
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -341,22 +347,6 @@ def test_a_record_lets_steps_grow_and_names_what_differs(tmp_path: Path) -> None
         check_record(tmp_path, {**before, "train": {"steps": 4, "batch": 2}})
     with pytest.raises(RunError, match=r"sampling.fps was \[3.0\], now \[8.0\] "):
         check_record(tmp_path, {**before, "sampling": {"fps": [8.0]}})
-
-
-def test_a_picture_has_the_source_above_and_is_a_png() -> None:
-    source = np.arange(4 * 2 * 3 * 3, dtype=np.uint8).reshape(4, 2, 3, 3)
-    picture = side_by_side(source, 255 - source, 3)
-    assert picture.shape == (6, 13, 3)
-    assert np.array_equal(picture[:2, :3], source[0])
-    assert np.array_equal(picture[4:, 10:], 255 - source[3])
-    with av.open(io.BytesIO(png(picture))) as container:
-        [read] = container.decode(video=0)
-    assert np.array_equal(read.to_ndarray(format="rgb24"), picture)
-
-
-def test_the_line_tells_rate_and_time_left() -> None:
-    line = training_line(10, 110, 0.5, {"loss": 12345.6, "perplexity": 812.3, "g_loss": 1.0})
-    assert line == "step 10/110  0.50 steps/s  ETA 3:20  loss 12,346  perplexity 812"
 
 
 @pytest.mark.slow

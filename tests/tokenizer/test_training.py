@@ -77,6 +77,20 @@ def test_a_fixed_encoder_keeps_its_bits_and_the_decoder_learns() -> None:
     assert torch.equal(training.model.encode_uint8(clips(0)).indices, tokens)
 
 
+def test_both_optimisers_forget_squares_as_told() -> None:
+    """By torch's own state: after one step the mean of squares is (1 - beta2) g^2."""
+    slow, fast = (
+        training_of(FSQ_SMALL, stage(adversarial_start=0, clip_norm=1e9, adam_beta2=beta2))
+        for beta2 in (0.999, 0.9)
+    )
+    for training in (slow, fast):
+        training.step([clips(0)])
+    for side in ("autoencoder", "discriminator"):
+        a, b = (training.state_dict()[side]["state"] for training in (slow, fast))
+        for key in a:
+            torch.testing.assert_close(100 * a[key]["exp_avg_sq"], b[key]["exp_avg_sq"])
+
+
 def test_the_discriminator_moves_from_its_step_on() -> None:
     training = training_of(FSQ_SMALL, stage(adversarial_start=1))
     weights = [value.detach().clone() for value in training.objective.discriminator.parameters()]
