@@ -28,12 +28,11 @@ from pipeline.resolve import clip_plan, shard_patterns
 from pipeline.resolve_spans import check_spans
 from pipeline.suggest import did_you_mean
 
-CHOSEN_GROUPS = ("dataset", "tokenizer")
-"""Groups that the user must choose with a plus."""
+CHOSEN_GROUPS = {"dataset": "dataset.name", "tokenizer": "tokenizer.name"}
+"""Groups that the user must choose with a plus, and the key that each of them sets."""
 
-_TEXT_KEYS = re.compile(
-    r"^(\+{0,2}(?:dataset\.(?:shards|path)|output\.root|tokenizer\.checkpoint))=(.*)$"
-)
+TEXT_KEYS = ("dataset.shards", "dataset.path", "output.root", "tokenizer.checkpoint")
+"""Keys whose values are paths or patterns."""
 
 _CHOSEN_TWICE = re.compile(
     r"(\w+) appears more than once in the final defaults list|Multiple values for (\w+)\."
@@ -45,15 +44,20 @@ def register_schema() -> None:
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
 
 
-def quote_paths(arguments: Sequence[str]) -> list[str]:
+def quote_paths(arguments: Sequence[str], own_keys: Sequence[str] = ()) -> list[str]:
     """Quote paths and patterns, so that ``{0..9}`` and ``=`` in them are not Hydra's grammar.
+
+    Args:
+        arguments: a command line.
+        own_keys: of the command, besides ``TEXT_KEYS``.
 
     >>> quote_paths(["dataset.shards=/d/{0..9}.tar", "sampling.fps=[3,8]"])
     ['dataset.shards="/d/{0..9}.tar"', 'sampling.fps=[3,8]']
     """
+    keys = "|".join(re.escape(key) for key in (*TEXT_KEYS, *own_keys))
     quoted = []
     for argument in arguments:
-        match = _TEXT_KEYS.match(argument)
+        match = re.match(rf"^(\+{{0,2}}(?:{keys}))=(.*)$", argument)
         if match and match[2] and match[2][0] not in "[\"'" and match[2] not in ("null", "???"):
             # between quotes a backslash stands for itself, unless a quote follows
             value = re.sub(r'(\\*)"', r'\1\1\\"', match[2])
@@ -63,8 +67,19 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
     return quoted
 
 
-def check_command(arguments: Sequence[str]) -> None:
+def check_command(
+    arguments: Sequence[str],
+    check: Callable[[DictConfig], object] | None = None,
+    primary: str = "run",
+    groups: Mapping[str, str] = CHOSEN_GROUPS,
+) -> None:
     """Compose once, so that a mistake is answered in one line instead of Hydra's several.
+
+    Args:
+        arguments: with their paths quoted.
+        check: of what is composed, raises ConfigError; None: ``to_run_config``.
+        primary: the primary file of ``conf/``.
+        groups: that must be chosen, as ``CHOSEN_GROUPS``.
 
     Raises:
         ConfigError: an unknown group, option or key, a bad value, or nothing chosen.
@@ -74,11 +89,11 @@ def check_command(arguments: Sequence[str]) -> None:
         raise ConfigError(f"unknown option {unknown[0]}; see --help")
     if known.help or known.hydra_help or known.info or known.multirun:
         return
-    config = compose_overrides(known.overrides, known.config_dir)
+    config = compose_overrides(known.overrides, known.config_dir, primary)
     if known.cfg:
-        require_groups(config)
+        require_groups(config, groups)
     else:
-        to_run_config(config)
+        (check or to_run_config)(config)
 
 
 def jobs_of(arguments: Sequence[str], primary: str, out_key: str) -> list[list[str]]:
@@ -255,14 +270,15 @@ def one_line(error: BaseException) -> str:
     return ": ".join(texts)
 
 
-def require_groups(config: DictConfig) -> None:
+def require_groups(config: DictConfig, groups: Mapping[str, str] = CHOSEN_GROUPS) -> None:
     """Name what must be chosen and the options.
 
     Raises:
-        ConfigError: ``+dataset`` or ``+tokenizer`` is missing.
+        ConfigError: a group is missing.
     """
-    for group in CHOSEN_GROUPS:
-        if OmegaConf.is_missing(config, group) or OmegaConf.is_missing(config[group], "name"):
+    for group, key in groups.items():
+        section, field = key.split(".")
+        if OmegaConf.is_missing(config, section) or OmegaConf.is_missing(config[section], field):
             names = ", ".join(options_of(group))
             raise ConfigError(f"no {group} chosen; add +{group}=NAME, one of: {names}")
 
@@ -358,7 +374,7 @@ def recorded_run(config: Mapping[str, Any]) -> RunConfig:
     return to_run_config(merged)
 
 
-def arguments() -> list[str]:
+def arguments(own_keys: Sequence[str] = ()) -> list[str]:
     """The command line with its paths quoted; ``sys.argv`` is set to it, as Hydra reads that."""
-    sys.argv[1:] = quote_paths(sys.argv[1:])
+    sys.argv[1:] = quote_paths(sys.argv[1:], own_keys)
     return sys.argv[1:]

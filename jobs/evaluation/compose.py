@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Sequence
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
+import pipeline.compose
 from jobs.evaluation.config import EvaluationConfig
 from pipeline.compose import (
     check_places,
@@ -23,9 +21,8 @@ from pipeline.errors import ConfigError
 from tokenizer.config import Version
 from tokenizer.evaluation import Mode
 
-_TEXT_KEYS = re.compile(r"^evaluate\.(i3d|lpips_weights|videos)=(?=[^\[])")
-_STAND_IN = "dataset.path="
-"""A key whose values ``quote_paths`` quotes."""
+TEXT_KEYS = ("evaluate.i3d", "evaluate.lpips_weights", "evaluate.videos")
+"""Keys of an evaluation whose values are paths, or @ and a path."""
 
 
 def register_schema() -> None:
@@ -34,35 +31,13 @@ def register_schema() -> None:
 
 
 def arguments() -> list[str]:
-    """The command line with its paths quoted; ``sys.argv`` is set to it, as Hydra reads that."""
-    sys.argv[1:] = [_quoted(argument) for argument in quote_paths(sys.argv[1:])]
-    return sys.argv[1:]
-
-
-def _quoted(argument: str) -> str:
-    match = _TEXT_KEYS.match(argument)
-    if match is None:
-        return argument
-    (quoted,) = quote_paths([_STAND_IN + argument[match.end() :]])
-    return match[0] + quoted.removeprefix(_STAND_IN)
+    """As ``pipeline.compose.arguments``, of an evaluation."""
+    return pipeline.compose.arguments(TEXT_KEYS)
 
 
 def check_command(arguments: Sequence[str]) -> None:
-    """Compose once, so that a mistake is answered in one line instead of Hydra's several.
-
-    Raises:
-        ConfigError: an unknown group, option or key, a bad value, or nothing chosen.
-    """
-    known, unknown = get_args_parser().parse_known_args(list(arguments))
-    if unknown:
-        raise ConfigError(f"unknown option {unknown[0]}; see --help")
-    if known.help or known.hydra_help or known.info or known.multirun:
-        return
-    config = compose_overrides(known.overrides, known.config_dir, "evaluate")
-    if known.cfg:
-        require_groups(config)
-    else:
-        to_evaluation(config)
+    """As ``pipeline.compose.check_command``, of an evaluation."""
+    pipeline.compose.check_command(arguments, to_evaluation, "evaluate")
 
 
 def composed(overrides: Sequence[str]) -> EvaluationConfig:
@@ -72,7 +47,7 @@ def composed(overrides: Sequence[str]) -> EvaluationConfig:
         ConfigError: as ``to_evaluation``.
     """
     register_schema()
-    quoted = [_quoted(argument) for argument in quote_paths(overrides)]
+    quoted = quote_paths(overrides, TEXT_KEYS)
     return to_evaluation(compose_overrides(quoted, None, "evaluate"))
 
 
