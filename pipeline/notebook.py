@@ -6,12 +6,9 @@ a run cuts out, so their tokens are those of the run. The ten lines stand in REA
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +17,10 @@ from torch import Tensor
 
 from pipeline.decode import decode_clips
 from pipeline.errors import ConfigError
+from pipeline.png import png
 from pipeline.records import Clip, ClipPlan, TailPolicy, VideoLimits
+from pipeline.reporting.pictures import index_colours, latent_colours, with_gaps
 from tokenizer import Encoded, TokenizerConfig, VideoTokenizer
-
-_GOLDEN = 0.6180339887498949
-"""Golden ratio less one: multiples of it, taken modulo 1, never come close to each other soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,24 +31,14 @@ class Picture:
     """uint8 ``[H, W, 3]``, RGB."""
 
     def png(self) -> bytes:
-        """As a PNG file (ISO/IEC 15948), without loss."""
-        height, width, _ = self.pixels.shape
-        rows = np.zeros((height, 1 + 3 * width), np.uint8)  # each begins with its filter: none
-        rows[:, 1:] = self.pixels.reshape(height, -1)
-        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-        chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b"")
-        return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, content) for kind, content in chunks)
+        """As a PNG file, without loss."""
+        return png(self.pixels)
 
     def save(self, path: str | Path) -> None:
         """Write a PNG file."""
         Path(path).write_bytes(self.png())
 
     _repr_png_ = png  # what IPython asks for
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    checksum = zlib.crc32(kind + content)
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
 
 def read_clips(
@@ -148,7 +134,7 @@ def token_map(tokens: Tensor, *, pixels: int = 6) -> Picture:
             f"tokens of one clip are integers [t, h, w] or floats [c, t, h, w], "
             f"got {values.dtype} {list(values.shape)}"
         )
-    colours = _index_colours(values) if values.ndim == 3 else _latent_colours(values)
+    colours = index_colours(values) if values.ndim == 3 else latent_colours(values)
     return Picture(_side_by_side(colours.repeat(pixels, 1).repeat(pixels, 2)))
 
 
@@ -165,25 +151,5 @@ def film_strip(*videos: npt.NDArray[np.uint8], num_frames: int = 6) -> Picture:
 
 def _side_by_side(pictures: npt.NDArray[np.uint8], gap: int = 2) -> npt.NDArray[np.uint8]:
     """uint8 ``[n, H, W, 3]`` in a row, with white between them and a white line below."""
-    num, height, width, _ = pictures.shape
-    row = np.full((height + gap, num, width + gap, 3), 255, np.uint8)
-    row[:height, :, :width] = pictures.transpose(1, 0, 2, 3)
-    return row.reshape(height + gap, num * (width + gap), 3)[:, :-gap]
-
-
-def _index_colours(indices: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Hues go round by the golden ratio: near numbers are no near meanings, and look unlike."""
-    hue = (indices.astype(np.float64) * _GOLDEN) % 1.0
-    light = 0.55 + 0.45 * ((indices.astype(np.float64) * _GOLDEN**2) % 1.0)
-    phases = hue[..., None] + np.array([0.0, 1 / 3, 2 / 3])
-    rgb = light[..., None] * (0.5 + 0.5 * np.cos(2 * np.pi * phases))
-    colours: npt.NDArray[np.uint8] = (255 * rgb).round().astype(np.uint8)
-    return colours
-
-
-def _latent_colours(latents: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    low, high = np.percentile(latents, (2, 98), axis=(1, 2, 3), keepdims=True)
-    scaled = np.clip((latents - low) / np.maximum(high - low, 1e-9), 0.0, 1.0)
-    chosen = scaled[[min(channel, len(latents) - 1) for channel in range(3)]]
-    colours: npt.NDArray[np.uint8] = (255 * chosen).round().astype(np.uint8)
-    return colours.transpose(1, 2, 3, 0)
+    line = np.full((gap, len(pictures) * (pictures.shape[2] + gap) - gap, 3), 255, np.uint8)
+    return np.concatenate([with_gaps(pictures, gap=gap, colour=255), line])

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.encode import Encoder, Frames
+from pipeline.png import png
 from pipeline.quality_gate import PsnrGate, QualityRules
-from pipeline.samples import Sampled, SampleLine, png, shown_frames, strip
+from pipeline.samples import Sampled, SampleLine, shown_frames, strip
 from pipeline.schema import clip_id
 from pipeline.segments import OpenVideo
 

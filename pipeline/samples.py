@@ -7,8 +7,6 @@ name; the first clip takes it, so that there are no more than ``quality.max_samp
 from __future__ import annotations
 
 import json
-import struct
-import zlib
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -73,28 +71,6 @@ def strip(
     while 2 * (-(-source.shape[1] // step)) * -(-rows[0].shape[1] // step) > MAX_PIXELS:
         step += 1
     return np.concatenate([row[::step, ::step] for row in rows])
-
-
-def png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """A PNG of uint8 ``[H, W, 3]``, RGB: each row as differences to the pixel on the left."""
-    height, width, _ = pixels.shape
-    left = pixels.copy()
-    left[:, 1:] -= pixels[:, :-1]
-    lines = np.concatenate(
-        [np.full((height, 1), 1, np.uint8), left.reshape(height, 3 * width)], axis=1
-    )
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(content))
-        + kind
-        + content
-        + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in (
-            (b"IHDR", header),
-            (b"IDAT", zlib.compress(lines.tobytes(), 6)),
-            (b"IEND", b""),
-        )
-    )
 
 
 def keep_sample(storage: Storage, sample: Sampled) -> None:

@@ -10,9 +10,9 @@ import torch
 from av.video.frame import VideoFrame
 from torch import Tensor
 
-from jobs.pictures import png
 from pipeline.decode import Pictures, Work, scanned
 from pipeline.errors import VideoError
+from pipeline.png import png
 from pipeline.records import ClipPlan, TailPolicy, VideoLimits
 from pipeline.scaling import RgbScaler, orientation
 from pipeline.scan import Announced, open_video

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.pictures import png
 from jobs.training.checkpoints import write_atomically
+from pipeline.png import png
 
 GAP = 2
 """White pixels between the frames of a picture."""

@@ -1,14 +1,11 @@
-"""Pictures for a page that is one file: arrays to PNG or JPEG, to ``data:`` addresses. Pure.
+"""Colours of tokens, rows of frames, and pictures for a page that is one file. Pure.
 
-PNG is written here: token maps are small and must be exact. Frames are JPEG, a tenth of the size.
+Token maps are PNG, small and exact. Frames are JPEG, a tenth of the size.
 """
 
 from __future__ import annotations
 
 import base64
-import colorsys
-import struct
-import zlib
 
 import numpy as np
 import numpy.typing as npt
@@ -22,30 +19,6 @@ Rgb = npt.NDArray[np.uint8]
 JPEG_SCALE = 4
 """Of the quantiser, 2 (best) to 31; at 4 a strip of 8 frames of 128 x 128 takes about 25 kB."""
 _GOLDEN = 0.6180339887498949
-
-
-def png(image: Rgb) -> bytes:
-    """An image as PNG (ISO/IEC 15948): one IDAT chunk, rows unfiltered.
-
-    Args:
-        image: uint8 ``[H, W, 3]``.
-
-    Raises:
-        ValueError: of another shape, or empty.
-    """
-    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ValueError(f"image must be [H, W, 3] and not empty, got {list(image.shape)}")
-    height, width, _ = image.shape
-    rows = np.zeros((height, 1 + 3 * width), dtype=np.uint8)  # each begins with filter type 0
-    rows[:, 1:] = image.reshape(height, -1)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, content) for kind, content in chunks)
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    checksum = zlib.crc32(kind + content)
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
 
 def jpeg(image: Rgb) -> bytes:
@@ -91,42 +64,40 @@ def strip(frames: npt.NDArray[np.uint8], *, num: int) -> Rgb:
     return np.concatenate(list(frames[chosen]), axis=1)
 
 
-def index_colours(indices: npt.NDArray[np.integer], codebook_size: int) -> Rgb:
+def index_colours(indices: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
     """A colour for every index, the same one wherever it stands; neighbours look unlike.
 
-    FSQ indices are mixed-radix numbers, so near numbers are no near meanings: hues go round by the
-    golden ratio, and lightness by the index's height in the codebook.
+    FSQ indices are mixed-radix numbers, so near numbers are no near meanings: hue and lightness go
+    round by powers of the golden ratio.
 
     Args:
-        indices: ``[h, w]`` in ``[0, codebook_size)``.
-        codebook_size: number of indices.
+        indices: ``[...]``, from 0 on.
 
     Returns:
-        uint8 ``[h, w, 3]``.
+        uint8 ``[..., 3]``.
     """
-    values, places = np.unique(indices, return_inverse=True)
-    colours = [
-        colorsys.hls_to_rgb((int(v) * _GOLDEN) % 1.0, 0.3 + 0.45 * int(v) / codebook_size, 0.62)
-        for v in values
-    ]
-    table = (np.array(colours) * 255).round().astype(np.uint8)
-    picture: Rgb = table[places.reshape(indices.shape)]
+    numbers = indices.astype(np.float64)
+    hue, light = (numbers * _GOLDEN) % 1.0, 0.55 + 0.45 * ((numbers * _GOLDEN**2) % 1.0)
+    phases = hue[..., None] + np.array([0.0, 1 / 3, 2 / 3])
+    colours = light[..., None] * (0.5 + 0.5 * np.cos(2 * np.pi * phases))
+    picture: npt.NDArray[np.uint8] = (255 * colours).round().astype(np.uint8)
     return picture
 
 
-def latent_colours(latents: npt.NDArray[np.floating]) -> Rgb:
+def latent_colours(latents: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
     """The first three channels as red, green and blue, each from its 2nd to its 98th percentile.
 
     Args:
-        latents: ``[c, h, w]``, any c from 1 on.
+        latents: ``[c, ...]``, any c from 1 on.
 
     Returns:
-        uint8 ``[h, w, 3]``.
+        uint8 ``[..., 3]``.
     """
-    low, high = np.percentile(latents, (2, 98), axis=(1, 2), keepdims=True)
+    within = tuple(range(1, latents.ndim))
+    low, high = np.percentile(latents, (2, 98), axis=within, keepdims=True)
     scaled = np.clip((latents - low) / np.maximum(high - low, 1e-9), 0.0, 1.0)
     chosen = scaled[[min(channel, len(latents) - 1) for channel in range(3)]]
-    picture: Rgb = (chosen * 255).round().astype(np.uint8).transpose(1, 2, 0)
+    picture: npt.NDArray[np.uint8] = np.moveaxis((255 * chosen).round().astype(np.uint8), 0, -1)
     return picture
 
 

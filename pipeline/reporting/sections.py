@@ -14,6 +14,7 @@ from pipeline.history import moments_of, steps
 from pipeline.ledger import Counts
 from pipeline.live import duration
 from pipeline.moments import LatentMoments
+from pipeline.png import png
 from pipeline.reporting.charts import area, bars, histogram, short, stacked
 from pipeline.reporting.costs import Cost
 from pipeline.reporting.ledger_facts import Throughput
@@ -23,7 +24,6 @@ from pipeline.reporting.pictures import (
     address,
     index_colours,
     latent_colours,
-    png,
     with_gaps,
 )
 from pipeline.reporting.row_sample import CodebookUse, RowSample, TokenClip
@@ -131,11 +131,10 @@ def _token_map(clip: TokenClip, sample: RowSample) -> str:
     assert sample.token_format is not None
     frames = min(MAX_TOKEN_FRAMES, clip.tokens.shape[-3])
     if sample.token_format.is_discrete:
-        size = sample.token_format.codebook_size or 1
-        pictures = np.stack([index_colours(clip.tokens[t], size) for t in range(frames)])
+        pictures = index_colours(clip.tokens[:frames])
     else:
         means = clip.tokens[: len(clip.tokens) // 2]
-        pictures = np.stack([latent_colours(means[:, t]) for t in range(frames)])
+        pictures = latent_colours(means[:, :frames])
     image = address(png(with_gaps(pictures, gap=1, colour=128)))
     shape = " x ".join(map(str, clip.row["token_shape"]))
     name = escape(clip.row["clip_id"])

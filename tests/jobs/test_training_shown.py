@@ -7,9 +7,9 @@ import io
 import av
 import numpy as np
 
-from jobs.pictures import png
 from jobs.training.pictures import side_by_side
 from jobs.training.progress import training_line
+from pipeline.png import png
 
 
 def test_a_picture_has_the_source_above_and_is_a_png() -> None:

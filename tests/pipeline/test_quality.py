@@ -12,9 +12,10 @@ import pytest
 
 from pipeline.errors import QualityCollapsed
 from pipeline.pixel_stats import index_entropy, pixel_columns, pixel_sums
+from pipeline.png import png
 from pipeline.quality_gate import PsnrGate, QualityRules
 from pipeline.reconstruction import frame_psnr
-from pipeline.samples import MAX_PIXELS, Sampled, SampleLine, keep_sample, png, shown_frames, strip
+from pipeline.samples import MAX_PIXELS, Sampled, SampleLine, keep_sample, shown_frames, strip
 from pipeline.storage import Storage
 
 

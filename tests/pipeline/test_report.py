@@ -13,10 +13,11 @@ import av
 import numpy as np
 import pytest
 
+from pipeline.png import png
 from pipeline.report import ReportOptions, compose_report, main, write_report
 from pipeline.reporting.charts import area, histogram, nice_ceiling
 from pipeline.reporting.ledger_facts import collect, throughput
-from pipeline.reporting.pictures import address, index_colours, jpeg, latent_colours, png
+from pipeline.reporting.pictures import address, index_colours, jpeg, latent_colours
 from pipeline.storage import Storage
 from tests.pipeline.fakes import make_out
 from tests.pipeline.receipts import ledger_of, receipt
@@ -230,7 +231,7 @@ def test_an_empty_picture_is_refused() -> None:
 
 def test_an_index_has_one_colour_and_others_have_others() -> None:
     indices = np.array([[0, 1, 2], [2, 1, 262143]])
-    colours = index_colours(indices, 262144)
+    colours = index_colours(indices)
     assert np.array_equal(colours[0, 1], colours[1, 1])
     assert len({tuple(c) for c in colours.reshape(-1, 3)}) == 4
 
