@@ -66,7 +66,9 @@ class WorkerReport:
     """What a worker last said of itself."""
 
     counters: Mapping[str, float] = field(default_factory=dict)
-    """``worker.Counters``; see `combined`."""
+    """``counters.Counters`` of all its outputs together; see `joint`."""
+    outputs: tuple[Mapping[str, float], ...] = ()
+    """The same of each output, where there are several; decoding is counted in the first."""
     covered: Mapping[str, int] = field(default_factory=dict)
     """Attempt -> bytes (members of a bucket) of its shard that it is done with."""
 
@@ -114,6 +116,26 @@ class Workers(Protocol):
 
     def stop_now(self) -> None:
         """The same without waiting for anybody, as this process ends; may be called by a signal."""
+
+
+OF_ALL_OUTPUTS = ("videos", "quarantined", "filtered", "covered", "source_seconds")
+"""Counters of videos, which are the same videos in every output."""
+
+
+def joint(outputs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Counters of the outputs of one worker as those of one.
+
+    They add up, but for those of videos: there the output counts that has most.
+
+    >>> joint([{"videos": 3, "clips": 6}, {"videos": 2, "clips": 8}])
+    {'videos': 3, 'clips': 14}
+    """
+    most = {
+        key: max(output[key] for output in outputs)
+        for key in OF_ALL_OUTPUTS
+        if all(key in output for output in outputs)
+    }
+    return combined(outputs) | most
 
 
 def combined(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:

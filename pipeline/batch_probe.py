@@ -51,12 +51,16 @@ class ProbeResult:
         return asdict(self)
 
 
-def choose(measured: Iterable[Measured]) -> int:
+def choose(measured: Iterable[Measured], *, share: float = 1.0) -> int:
     """The smallest batch that fits and reaches ``KNEE`` of the best rate.
 
     >>> rates = {1: 20.0, 2: 35.0, 4: 39.8, 8: 40.0}
     >>> choose(Measured(batch_clips=b, clips_per_second=r) for b, r in rates.items())
     4
+
+    Args:
+        measured: everything that was tried.
+        share: of the GPU's memory that the model may take; other outputs' models have the rest.
 
     Raises:
         RunError: not even the smallest one fits.
@@ -64,7 +68,7 @@ def choose(measured: Iterable[Measured]) -> int:
     fitting = [
         (one.batch_clips, one.clips_per_second)
         for one in measured
-        if one.clips_per_second is not None and one.memory_fraction <= MEMORY
+        if one.clips_per_second is not None and one.memory_fraction <= MEMORY * share
     ]
     if not fitting:
         raise RunError(
@@ -96,11 +100,15 @@ def try_sizes(
     return tuple(found)
 
 
-def probe_batch(spec: EncoderSpec) -> ProbeResult:
+def probe_batch(spec: EncoderSpec, *, share: float = 1.0) -> ProbeResult:
     """Measure on this machine's GPU; needs it for itself for some seconds.
 
     The largest bucket decides. Measured without compiled code and graphs: these take less memory,
     and the knee, where the GPU is full, hardly moves; compiling every size would take minutes.
+
+    Args:
+        spec: of the encoder.
+        share: of the GPU's memory that it may take.
 
     Raises:
         RunError: not even one clip fits.
@@ -130,7 +138,9 @@ def probe_batch(spec: EncoderSpec) -> ProbeResult:
 
     measured = try_sizes(measure)
     return ProbeResult(
-        batch_clips=choose(measured), device=torch.cuda.get_device_name(), measured=measured
+        batch_clips=choose(measured, share=share),
+        device=torch.cuda.get_device_name(),
+        measured=measured,
     )
 
 

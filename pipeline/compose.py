@@ -270,6 +270,12 @@ def one_line(error: BaseException) -> str:
     return ": ".join(texts)
 
 
+def overrides_of(arguments: Sequence[str]) -> tuple[list[str], str | None]:
+    """The overrides of a command line, and its ``--config-dir``."""
+    known, _ = get_args_parser().parse_known_args(list(arguments))
+    return list(known.overrides), known.config_dir
+
+
 def require_groups(config: DictConfig, groups: Mapping[str, str] = CHOSEN_GROUPS) -> None:
     """Name what must be chosen and the options.
 

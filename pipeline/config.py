@@ -396,5 +396,7 @@ class RunConfig:
     retry: Retry | None = None
     """Also try again: quarantined (videos that could not be tokenised, with the limits of now), or
     incomplete (what lay behind the cut of a tar). Only adds rows; repeat it as often as wanted."""
+    outputs: Any = None
+    """Several outputs of one decoding pass: a list of what each has of its own, see README."""
     dry_run: bool = False
     """Plan and print, change nothing."""

@@ -67,7 +67,7 @@ def start_ray(address: str | None, *, dashboard: bool = False) -> Cluster:
     return Cluster(nodes=tuple(_nodes()))
 
 
-def probe_on_gpu(spec: EncoderSpec, num_gpus: float) -> ProbeResult:
+def probe_on_gpu(spec: EncoderSpec, *, share: float, num_gpus: float) -> ProbeResult:
     """``batch_probe.probe_batch`` on one of the cluster's GPUs, before any worker has it.
 
     Raises:
@@ -75,7 +75,7 @@ def probe_on_gpu(spec: EncoderSpec, num_gpus: float) -> ProbeResult:
     """
     task = _ray.remote(num_gpus=num_gpus, max_retries=0)(probe_batch)
     try:
-        found: ProbeResult = ray.get(task.remote(spec))
+        found: ProbeResult = ray.get(task.remote(spec, share=share))
     except RayTaskError as error:
         raise _cause(error) or error from error
     return found

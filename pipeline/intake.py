@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.attempts import Wish
@@ -60,48 +60,67 @@ class OpenAttempt:
     """Bytes (members of a bucket) that are done with, from the task's start."""
 
 
+@dataclass(slots=True)
+class Lane:
+    """What one output gets of a shard."""
+
+    task: ShardTask
+    """Where it begins, and which output it is."""
+    wants: Callable[[Sample], bool]
+    """Whether a video is to be decoded for it; others are passed over."""
+    videos: deque[OpenVideo] = field(default_factory=deque)
+    """Read so far and not taken out yet, in order."""
+    done_offset: int = 0
+    """Where the last video ends that was taken out, or where the output begins."""
+
+    def __post_init__(self) -> None:
+        """It begins where its task says."""
+        self.done_offset = self.task.start_offset
+
+
 class ShardReading(threading.Thread):
-    """The reader thread of one open shard, and what it has read so far, in order."""
+    """The reader thread of one open shard, and what it has read so far, in order.
+
+    It reads once for all outputs, from where the one that is least far begins.
+    """
 
     def __init__(
         self,
-        task: ShardTask,
+        lanes: Sequence[Lane],
         *,
         source: Source,
         rules: ReadRules,
         buffers: RangeBuffers,
         options: Mapping[str, Any],
         selection: Selection,
-        wants: Callable[[Sample], bool],
         end_offset: int | None,
         open_attempt: OpenAttempt,
-        submit: Callable[[OpenVideo], None],
+        submit: Callable[[Mapping[int, OpenVideo]], None],
         count: Callable[[int], None],
     ) -> None:
         """Not started yet.
 
         Args:
-            task: the shard, and where to begin.
+            lanes: of every output; all of the same shard.
             source: size and version that the shard must have.
             rules: what counts as a sample.
             buffers: memory for reading ahead, of all open shards of the worker.
             options: fsspec options.
             selection: gives samples their spans and columns.
-            wants: whether a video is to be decoded; others are passed over.
             end_offset: reading ends where a sample begins behind this; None: at the shard's end.
             open_attempt: what the driver asks of it, and how far it is.
-            submit: hands a video to the decoders; may block.
+            submit: hands a video to the decoders, by output; may block.
             count: called with -1 when it supplies no more videos, with 1 when it does again.
         """
-        super().__init__(name=f"read {task.shard.name}", daemon=True)
-        self.task = task
+        self.task = min((lane.task for lane in lanes), key=lambda task: task.start_offset)
+        super().__init__(name=f"read {self.task.shard.name}", daemon=True)
+        self.lanes = lanes
         self._source, self._rules, self._buffers = source, rules, buffers
         self._options = options
         self._selection = selection
-        self._wants, self._end_offset = wants, end_offset
+        self._end_offset = end_offset
         self.open_attempt = open_attempt
         self._submit, self._count = submit, count
-        self.videos: deque[OpenVideo] = deque()
         self.end: ShardEnd | None = None
         self.failure: BaseException | None = None
         self.abandoned = threading.Event()
@@ -137,26 +156,40 @@ class ShardReading(threading.Thread):
                 if self._end_offset is not None and item.start_offset >= self._end_offset:
                     self.end = ShardEnd(offset=item.start_offset)
                     return
-                if self._wants(item):
-                    self._take(self._selection.of(item))
+                wanting = [lane for lane in self.lanes if lane.wants(item)]
+                if wanting:
+                    self._take(self._selection.of(item), wanting)
 
-    def _take(self, sample: Sample) -> None:
+    def _take(self, sample: Sample, wanting: Sequence[Lane]) -> None:
         self._wait_for_room()
-        video = OpenVideo(
-            sample=replace(sample, video=b""),
-            shard=self.task.shard.name,
-            original=sample.video,
-            failure=sample.defect,
-        )
-        self.videos.append(video)
+        stripped, videos = replace(sample, video=b""), {}
+        for lane in wanting:
+            video = OpenVideo(
+                sample=stripped,
+                shard=self.task.shard.name,
+                original=sample.video,
+                failure=sample.defect,
+            )
+            lane.videos.append(video)
+            videos[lane.task.output] = video
         if sample.defect is None and sample.skipped is None:
-            self._submit(video)
+            self._submit(videos)
+
+    @property
+    def num_ahead(self) -> int:
+        """Videos that are read and not taken out, of the output that has most."""
+        return max(len(lane.videos) for lane in self.lanes)
+
+    @property
+    def covered(self) -> int:
+        """Bytes (members of a bucket) that every output is done with, from where it began."""
+        return min(lane.done_offset for lane in self.lanes) - self.task.start_offset
 
     def _wait_for_room(self) -> None:
         """A million bad samples behind one slow video must not fill the memory."""
-        if len(self.videos) < MAX_VIDEOS_AHEAD:
+        if self.num_ahead < MAX_VIDEOS_AHEAD:
             return
         self._count(-1)  # the first one's clips may sit in a batch that waits for more
-        while len(self.videos) > MAX_VIDEOS_AHEAD // 2 and not self.abandoned.is_set():
+        while self.num_ahead > MAX_VIDEOS_AHEAD // 2 and not self.abandoned.is_set():
             self.abandoned.wait(0.05)
         self._count(1)

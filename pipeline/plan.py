@@ -121,7 +121,8 @@ def predict_run(options: argparse.Namespace) -> dict[str, Any]:
     from pipeline import compose, resolve
     from pipeline.planning import make_plan
     from pipeline.resolve_spans import describe_spans, with_spans
-    from pipeline.run import list_shards, read_weights
+    from pipeline.run import list_shards
+    from pipeline.run_output import read_weights
     from pipeline.storage import Storage
 
     logging.getLogger("tokenizer.checkpoint").setLevel(logging.ERROR)  # said by print_data

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.attempts import joint
+from pipeline.books import Book, Books
 from pipeline.errors import ConfigError
 from pipeline.inputs import sources_of
 from pipeline.ledger import Ledger, task_of
 from pipeline.reader import Source
 from pipeline.receipts import list_receipts
 from pipeline.records import Retry
-from pipeline.segments import ShardTask
+from pipeline.segments import ShardTask, joined
 from pipeline.shards import Shard
 from pipeline.storage import Storage
-from pipeline.tally import Tally
+from pipeline.tally import OutputTally, Tally
 
 
 @dataclass(slots=True)
@@ -28,6 +30,8 @@ class Plan:
     """Shards that are not where they should be, and why."""
     changed: list[str]
     """Shards whose source is not what their receipts say."""
+    storage: Storage
+    """OUT."""
     ledger: Ledger
     """What is committed in OUT, also of shards that this run does not name."""
     tasks: list[ShardTask]
@@ -50,6 +54,7 @@ def make_plan(
     options: Mapping[str, Any],
     redo_changed: bool,
     retry: Retry | None = None,
+    found: tuple[dict[str, Source], dict[str, str]] | None = None,
 ) -> Plan:
     """What is committed of the shards, and what is left.
 
@@ -59,12 +64,13 @@ def make_plan(
         options: fsspec options for reading the shards.
         redo_changed: forget what was made of sources that have changed since.
         retry: what of the committed part is tried again.
+        found: sources of shards, and of missing ones why; None: to be looked for.
 
     Raises:
         ConfigError: no shard is there.
         RunError: receipts that cannot be trusted.
     """
-    sources, missing = sources_of(shards, options)
+    sources, missing = found or sources_of(shards, options)
     if not sources:
         reason = next(iter(missing.values()), "the data set is empty")
         raise ConfigError(f"none of {len(shards)} shards is there: {reason}")
@@ -87,7 +93,7 @@ def make_plan(
             size = len(shard.members) or sources[shard.name].size_bytes
             task = task_of(shard, ledger.state(shard.name), retry, size_bytes=size)
             tasks += [task] if task is not None else []
-    return Plan(shards, sources, missing, changed, ledger, tasks)
+    return Plan(shards, sources, missing, changed, storage, ledger, tasks)
 
 
 def forget(storage: Storage, shards: Collection[str]) -> None:
@@ -118,4 +124,42 @@ def tally_of(plan: Plan) -> Tally:
             "quarantined": counts.quarantined.total() - again,
             "filtered": counts.filtered.total(),
         },
+    )
+
+
+def tasks_of(plans: Sequence[Plan]) -> list[ShardTask]:
+    """One task for every shard of which something is left in any output.
+
+    Args:
+        plans: by output, of the same shards.
+    """
+    left = [{task.shard.name: task for task in plan.tasks} for plan in plans]
+    found = (joined([tasks.get(shard.name) for tasks in left]) for shard in plans[0].shards)
+    return [task for task in found if task is not None]
+
+
+def books_of(plans: Sequence[Plan], fingerprints: Sequence[str]) -> Books:
+    """The books of the outputs of these plans."""
+    return Books(
+        Book(plan.storage, plan.ledger, fingerprint)
+        for plan, fingerprint in zip(plans, fingerprints, strict=True)
+    )
+
+
+def joint_tally(plans: Sequence[Plan]) -> Tally:
+    """How a run with these outputs stands before it begins."""
+    tallies = [tally_of(plan) for plan in plans]
+    if len(plans) == 1:
+        return tallies[0]
+    todo = {task.shard.name for task in tasks_of(plans)}
+    return Tally(
+        num_shards=len(plans[0].shards),
+        done_shards=sum(
+            shard.name not in todo and all(plan.ledger.state(shard.name).is_final for plan in plans)
+            for shard in plans[0].shards
+        ),
+        failed={name: why for tally in tallies for name, why in tally.failed.items()},
+        to_cover=max(tally.to_cover for tally in tallies),
+        before=joint([tally.before for tally in tallies]),
+        outputs=[OutputTally(before=one.before, to_cover=one.to_cover) for one in tallies],
     )

@@ -33,7 +33,7 @@ from pipeline.plan import this_machine
 from pipeline.quality_gate import QualityRules
 from pipeline.receipts import Receipt
 from pipeline.records import CanaryMode
-from pipeline.run import read_weights
+from pipeline.run_output import read_weights
 from pipeline.segments import ShardTask
 from pipeline.shards import tar_shards
 from pipeline.storage import Storage

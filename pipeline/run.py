@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -19,31 +20,35 @@ from omegaconf import DictConfig
 from pipeline import compose, resolve
 from pipeline.array import work_as_rank
 from pipeline.attempts import Workers
-from pipeline.batch_probe import ProbeResult, probe_batch
-from pipeline.canary import make_reference, reference_tokens
+from pipeline.canary import make_reference
 from pipeline.card import write_card
-from pipeline.chosen_tokenizer import tokenizer_of
-from pipeline.config import ChangedInputs, ClusterKind, DatasetKind, RunConfig
+from pipeline.config import ClusterKind, DatasetKind, RunConfig
 from pipeline.dry_run import describe_dry_run
-from pipeline.encode import EncoderSpec
 from pipeline.errors import Interrupted, PipelineError
-from pipeline.inputs import list_folder, list_tars
-from pipeline.planning import Plan, make_plan, tally_of
+from pipeline.inputs import list_folder, list_tars, sources_of
+from pipeline.outputs import runs_of
+from pipeline.planning import Plan, books_of, joint_tally, tasks_of
 from pipeline.progress import ProgressLine, summary
 from pipeline.rank import Rank, find_rank
-from pipeline.records import CanaryMode, Retry
+from pipeline.records import CanaryMode
 from pipeline.resolve_spans import describe_spans, with_spans
-from pipeline.run_record import check_fingerprint, write_run_record
+from pipeline.run_output import (
+    RunOutput,
+    check_distinct,
+    describe_plan,
+    open_output,
+    plan_output,
+    prepare,
+)
 from pipeline.schedule import Scheduler
 from pipeline.shards import Shard
 from pipeline.signals import command_started_at_seconds, stop_on_signals
 from pipeline.storage import Storage
 from pipeline.tally import Tally
-from pipeline.worker_spec import WorkerSpec
 from tokenizer import TokenizerError
 
 if TYPE_CHECKING:
-    from tokenizer import CheckpointInfo
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +59,7 @@ def main() -> None:
     try:
         jobs = compose.jobs_of(compose.arguments(), "run", "output.root")
         for job in jobs:
-            compose.check_command(job)
+            compose.check_command(job, check=partial(runs_of, arguments=job))
     except PipelineError as error:
         sys.exit(f"error: {error}")
     compose.run_each(jobs, run_composed)
@@ -67,7 +72,7 @@ def run_composed(config: DictConfig) -> None:
     # print_plan says it once, in a sentence of its own
     logging.getLogger("tokenizer.checkpoint").setLevel(logging.ERROR)
     try:
-        code = execute(compose.to_run_config(config))
+        code = execute(*runs_of(config, sys.argv[1:]))
     except (Interrupted, KeyboardInterrupt):
         sys.exit("interrupted; the same command continues behind the last committed segments")
     except (PipelineError, TokenizerError) as error:
@@ -77,79 +82,58 @@ def run_composed(config: DictConfig) -> None:
         sys.exit(code)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    """What all steps of one run share."""
-
-    run: RunConfig
-    weights: CheckpointInfo
-    storage: Storage
-    recorded_batch: int | None
-    rank: Rank | None
-    """Of ``cluster=array``."""
-
-    @property
-    def is_new(self) -> bool:
-        """Whether no run has written to OUT yet."""
-        return self.recorded_batch is None
-
-
-def execute(run: RunConfig) -> int:
+def execute(run: RunConfig, *beside: RunConfig) -> int:
     """Carry out a run.
 
+    Args:
+        run: its configuration; of its first output where there are several.
+        beside: of the further outputs; they differ in what belongs to one output only.
+
     Returns:
-        0 when every shard is final and complete, else 1.
+        0 when every shard is final and complete in every output, else 1.
 
     Raises:
         RunError: the run cannot begin or go on.
     """
-    cluster = run.cluster
     rank = None
-    if cluster.kind is ClusterKind.array:
-        rank = find_rank(cluster.rank, cluster.ranks, os.environ)
+    if run.cluster.kind is ClusterKind.array:
+        rank = find_rank(run.cluster.rank, run.cluster.ranks, os.environ)
     run, spans = with_spans(run)
-    weights = read_weights(run)
-    storage = Storage(run.output.root, run.output.storage_options)
-    if not run.dry_run:
-        storage.check_safe_commits()
-    identity = resolve.identity(run, weights.digest)
-    record = check_fingerprint(storage, identity.material)
-    job = _Job(
-        run=run,
-        weights=weights,
-        storage=storage,
-        recorded_batch=record["batch_clips"] if record else None,
-        rank=rank,
-    )
-    plan = make_plan(
-        list_shards(run),
-        storage,
-        options=run.dataset.storage_options,
-        redo_changed=run.changed_inputs is ChangedInputs.redo and not run.dry_run,
-        retry=run.retry,
-    )
-    print_plan(job, plan)
+    outputs = [
+        open_output(one) for one in (run, *(replace(b, dataset=run.dataset) for b in beside))
+    ]
+    check_distinct(outputs)
+    shards = list_shards(run)
+    found = sources_of(shards, run.dataset.storage_options)
+    plans = [plan_output(output, shards, found) for output in outputs]
+    for output, plan in zip(outputs, plans, strict=True):
+        print("\n".join(describe_plan(output, plan)))
+    if rank is not None:
+        share = len(rank.share_of(tasks_of(plans)))
+        print(f"{rank}: {share} of them are its share, then what others have left")
     if spans is not None:
-        print(describe_spans(spans), flush=True)
-    tally = tally_of(plan)
+        print(describe_spans(spans))
+    sys.stdout.flush()
+    tally = joint_tally(plans)
     tally.began_at_seconds = command_started_at_seconds()
     if run.dry_run:
-        print(describe_dry_run(plan, identity.fingerprint, is_new=job.is_new))
+        for output, plan in zip(outputs, plans, strict=True):
+            print(describe_dry_run(plan, output.identity.fingerprint, is_new=output.is_new))
         return 0
     try:
-        if plan.tasks:
-            work(job, plan, tally)
+        if any(plan.tasks for plan in plans):
+            work(outputs, plans, tally, rank)
     finally:
-        plan.ledger.publish(storage)
-        write_card(storage, plan.ledger, license_name=run.dataset.license)
-    if run.output.report and (rank is None or rank.number == 0):
-        report(storage, run.dataset.storage_options)
-    return conclude(plan, tally, storage, has_images=bool(run.dataset.image_extensions))
-
-
-def read_weights(run: RunConfig) -> CheckpointInfo:
-    """Digest of the weights; random ones are said to be random."""
-    return tokenizer_of(run).weights()
+        for plan in plans:
+            plan.ledger.publish(plan.storage)
+            write_card(plan.storage, plan.ledger, license_name=run.dataset.license)
+    codes = []
+    for number, (output, plan) in enumerate(zip(outputs, plans, strict=True)):
+        if run.output.report and (rank is None or rank.number == 0):
+            report(plan.storage, run.dataset.storage_options)
+        own = tally.of_output(number, plan.ledger.states)
+        codes.append(conclude(plan, own, has_images=output.has_images))
+    return max(codes)
 
 
 def list_shards(run: RunConfig) -> list[Shard]:
@@ -171,65 +155,32 @@ def list_shards(run: RunConfig) -> list[Shard]:
     return list_tars(patterns, dataset.storage_options)
 
 
-def print_plan(job: _Job, plan: Plan) -> None:
-    """Say what is there and what will be done."""
-    run = job.run
-    counts = plan.ledger.counts(shard.name for shard in plan.shards)
-    final = counts.final_shards
-    size = sum(source.size_bytes for source in plan.sources.values())
-    print(
-        f"{run.dataset.name}: {len(plan.shards)} shards, {size / 1e6:,.1f} MB; {final} final, "
-        f"{len(plan.tasks)} to do{' (dry run)' if run.dry_run else ''} -> {job.storage}"
-    )
-    if job.rank is not None:
-        share = len(job.rank.share_of(plan.tasks))
-        print(f"{job.rank}: {share} of them are its share, then what others have left")
-    if run.dataset.image_extensions:
-        endings = ", ".join(sorted(resolve.read_rules(run).image_extensions))
-        print(f"images ({endings}) are clips of one frame; {counts.single_frames:,} are committed")
-    if job.weights.is_random:
-        print(f"tokenizer {run.tokenizer.name} has RANDOM weights: its tokens carry no meaning")
-    if run.retry is not None:
-        print(describe_retry(run.retry, plan))
-    for name, reason in plan.missing.items():
-        print(f"not there: {name}: {reason}")
-    for name in plan.changed:
-        print(f"changed since it was tokenised: {name} (changed_inputs={run.changed_inputs.name})")
-    sys.stdout.flush()
-
-
-def describe_retry(retry: Retry, plan: Plan) -> str:
-    """What of the committed part will be tried again."""
-    if retry is Retry.incomplete:
-        return f"retry=incomplete: {len(plan.continuing)} cut shards, from where they were cut"
-    videos = sum(plan.ledger.state(task.shard.name).num_retriable for task in plan.amending)
-    return f"retry=quarantined: {videos:,} videos of {len(plan.amending):,} shards"
-
-
-def work(job: _Job, plan: Plan, tally: Tally) -> None:
+def work(
+    outputs: Sequence[RunOutput], plans: Sequence[Plan], tally: Tally, rank: Rank | None
+) -> None:
     """Start the workers and carry out the tasks."""
-    workers = start_workers(job, len(plan.tasks))
+    run, tasks = outputs[0].run, tasks_of(plans)
+    books = books_of(plans, [output.identity.fingerprint for output in outputs])
+    workers = start_workers(outputs, len(tasks))
     try:
         with ProgressLine() as line:
-            show = shown_by(line.show, job.run.cluster.kind)
             scheduler = Scheduler(
-                storage=job.storage,
                 workers=workers,
-                rules=resolve.retry_rules(job.run),
+                rules=resolve.retry_rules(run),
                 tally=tally,
-                show=show,
-                is_shared=job.rank is not None,
+                show=shown_by(line.show, run.cluster.kind),
+                is_shared=rank is not None,
             )
-            with stop_on_signals(scheduler.stop, workers.stop_now, job.run.cluster.grace_seconds):
-                if job.rank is None:
-                    scheduler.run(plan.tasks, plan.ledger)
+            with stop_on_signals(scheduler.stop, workers.stop_now, run.cluster.grace_seconds):
+                if rank is None:
+                    scheduler.run(tasks, books)
                 else:
-                    at_once = job.run.cluster.open_shards
-                    work_as_rank(job.rank, scheduler, plan, tally, job.storage, at_once=at_once)
+                    at_once = run.cluster.open_shards
+                    work_as_rank(rank, scheduler, plans, books, tally, at_once=at_once)
     finally:
         workers.close()
     if tally.is_interrupted:
-        raise Interrupted(f"{len(plan.tasks)} shards were left to do")
+        raise Interrupted(f"{len(tasks)} shards were left to do")
 
 
 def shown_by(show: Callable[[Tally], None], cluster: ClusterKind) -> Callable[[Tally], None]:
@@ -247,16 +198,16 @@ def shown_by(show: Callable[[Tally], None], cluster: ClusterKind) -> Callable[[T
     return both
 
 
-def start_workers(job: _Job, num_tasks: int) -> Workers:
+def start_workers(outputs: Sequence[RunOutput], num_tasks: int) -> Workers:
     """Workers in this process or on Ray, all with the same device and batch shape."""
-    cluster = job.run.cluster
+    cluster = outputs[0].run.cluster
     if cluster.kind in (ClusterKind.inline, ClusterKind.array):
         import torch
 
         from pipeline.inline import InlineWorkers
 
         cores = len(os.sched_getaffinity(0))  # those that a cluster has given to this process
-        spec = prepare(job, has_gpus=torch.cuda.is_available(), cores=cores)
+        spec = prepare(outputs, has_gpus=torch.cuda.is_available(), cores=cores)
         return InlineWorkers(spec, open_shards=cluster.open_shards)
     # Ray takes a second to import: only for those who use it
     from pipeline.cluster import WorkerSize
@@ -264,18 +215,19 @@ def start_workers(job: _Job, num_tasks: int) -> Workers:
 
     found = start_ray(cluster.address if cluster.kind is ClusterKind.ray else None)
     spec = prepare(
-        job,
+        outputs,
         has_gpus=found.num_gpus > 0,
         cores=found.cores_per_gpu(),
-        probe=lambda encoder: probe_on_gpu(encoder, cluster.gpus_per_worker),
+        probe=partial(probe_on_gpu, num_gpus=cluster.gpus_per_worker),
     )
     cpus = cluster.cpus_per_worker or found.cpus_per_worker(
         spec.encoder.threads + spec.decoders, cluster.gpus_per_worker
     )
-    if spec.canary is not CanaryMode.off:
-        # By a process that is no worker: a first worker that lies must not be its own judge.
-        logging.getLogger("pipeline.encode").setLevel(logging.WARNING)  # workers say the same
-        make_reference(job.storage, spec.encoder)
+    for output, one in zip(outputs, spec.each(), strict=True):
+        if one.canary is not CanaryMode.off:
+            # By a process that is no worker: a first worker that lies must not be its own judge.
+            logging.getLogger("pipeline.encode").setLevel(logging.WARNING)  # workers say the same
+            make_reference(output.storage, one.encoder)
     gpus = cluster.gpus_per_worker if spec.encoder.device == "cuda" else 0.0
     return RayWorkers(
         spec,
@@ -284,51 +236,6 @@ def start_workers(job: _Job, num_tasks: int) -> Workers:
         most_workers=num_tasks,
         open_shards=cluster.open_shards,
     )
-
-
-def prepare(
-    job: _Job,
-    *,
-    has_gpus: bool,
-    cores: float,
-    probe: Callable[[EncoderSpec], ProbeResult] = probe_batch,
-) -> WorkerSpec:
-    """What workers are told; ``run.json`` is written before any of them starts.
-
-    Args:
-        job: what all steps share.
-        has_gpus: whether workers have a GPU.
-        cores: of a node, shared by its workers.
-        probe: measures the best batch where a GPU is; asked at the start of a new OUT only.
-    """
-    spec = resolve.worker_spec(
-        job.run,
-        job.weights,
-        has_gpus=has_gpus,
-        cores=cores,
-        recorded_batch=job.recorded_batch,
-    )
-    if job.run.tokenizer.plugin is not None and job.is_new and spec.canary is not CanaryMode.off:
-        reference_tokens(spec.encoder)  # a bad one is told before OUT is bound to it
-    found: ProbeResult | None = None
-    is_chosen = job.run.encoder.batch_clips is not None or job.recorded_batch is not None
-    if spec.encoder.device == "cuda" and not is_chosen:
-        found = probe(spec.encoder)
-        print(f"batches of {found.batch_clips} clips, measured on {found.device}")
-        spec = replace(spec, encoder=replace(spec.encoder, batch_clips=found.batch_clips))
-    record = write_run_record(
-        job.storage,
-        material=resolve.identity(job.run, job.weights.digest).material,
-        config=resolve.redacted(job.run),
-        random_weights=job.weights.is_random,
-        batch_clips=spec.encoder.batch_clips,
-        device=spec.encoder.device,
-        probe=None if found is None else found.record(),
-    )
-    if job.run.encoder.batch_clips is not None:
-        return spec
-    # another rank's, or driver's, where that one was faster
-    return replace(spec, encoder=replace(spec.encoder, batch_clips=record["batch_clips"]))
 
 
 def report(storage: Storage, source_options: Mapping[str, Any]) -> None:
@@ -343,10 +250,10 @@ def report(storage: Storage, source_options: Mapping[str, Any]) -> None:
         print(f"report: {place}")
 
 
-def conclude(plan: Plan, tally: Tally, storage: Storage, *, has_images: bool = False) -> int:
+def conclude(plan: Plan, tally: Tally, *, has_images: bool = False) -> int:
     """Print how the run ended; 0 when every shard is final and complete."""
     counts = plan.ledger.counts(shard.name for shard in plan.shards)
-    print(summary(tally, counts, root=str(storage), has_images=has_images))
+    print(summary(tally, counts, root=str(plan.storage), has_images=has_images))
     return 0 if not counts.cut and tally.done_shards == tally.num_shards and not tally.failed else 1
 
 

@@ -15,7 +15,8 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.attempts import Event, Finished, Joined, Left, Wish, WorkerReport, Workers, combined
+from pipeline.attempts import Event, Finished, Joined, Left, Wish, WorkerReport, Workers
+from pipeline.books import Books
 from pipeline.errors import (
     Abandoned,
     HandedBack,
@@ -25,12 +26,10 @@ from pipeline.errors import (
     WorkerExpelled,
     WorkerLost,
 )
-from pipeline.heartbeat import HEARTBEAT_SECONDS, write_heartbeat
+from pipeline.heartbeat import HEARTBEAT_SECONDS
 from pipeline.leases import Lease, Leases
-from pipeline.ledger import Ledger, read_chain, task_of
 from pipeline.receipts import new_attempt
 from pipeline.segments import ShardTask
-from pipeline.storage import Storage
 from pipeline.tally import Tally
 
 logger = logging.getLogger(__name__)
@@ -70,7 +69,6 @@ class Scheduler:
     def __init__(
         self,
         *,
-        storage: Storage,
         workers: Workers,
         rules: RetryRules,
         tally: Tally,
@@ -81,7 +79,6 @@ class Scheduler:
         """Nothing is begun yet.
 
         Args:
-            storage: OUT.
             workers: where attempts run.
             rules: when to try again and when to stop.
             tally: kept up to date.
@@ -91,12 +88,12 @@ class Scheduler:
                 attempt, and now and then while it goes on.
         """
         self._is_shared = is_shared
-        self._storage, self._workers, self._rules = storage, workers, rules
+        self._workers, self._rules = workers, rules
         self._tally, self._show, self._clock = tally, show, clock
         self._leases = Leases()
         self._attempts: dict[str, int] = {}
         self._done: set[str] = set()
-        self._ledger = Ledger()
+        self._books = Books()
         self._watched, self._beat, self._snapshot = clock() - WATCH_SECONDS, 0.0, clock()
         self._measured = clock()
         self._stop_wanted, self._give_up_at = False, float("inf")
@@ -106,13 +103,13 @@ class Scheduler:
         """Ask the run to end: open segments are committed first. May be called by a signal."""
         self._stop_wanted = True
 
-    def run(self, tasks: Sequence[ShardTask], ledger: Ledger) -> None:
-        """Carry out all tasks; ``ledger`` grows by what they commit. May be called again.
+    def run(self, tasks: Sequence[ShardTask], books: Books) -> None:
+        """Carry out all tasks; ``books`` grow by what they commit. May be called again.
 
         Raises:
             RunError: the run cannot go on; what is committed stays.
         """
-        self._ledger, self._beat = ledger, 0.0
+        self._books, self._beat = books, 0.0
         for task in tasks:
             self._leases.add(task)
         try:
@@ -123,7 +120,7 @@ class Scheduler:
                 self._watch()
         finally:
             reports = self._workers.reports(wait_seconds=5.0)
-            self._tally.counters = combined(report.counters for report in reports.values())
+            self._tally.take_reports(reports.values())
             self._count()
             self._heartbeat(running=False)
 
@@ -143,7 +140,7 @@ class Scheduler:
 
     def _left_by_others(self, lease: Lease) -> ShardTask | None:
         """The task behind what others have committed by now; None: nothing is left."""
-        if not self._is_shared or lease.task.retry is not None:  # tried again by one rank only
+        if not self._is_shared or lease.task.is_retry:  # tried again by one rank only
             return lease.task
         try:
             return self._left_of(lease.task)
@@ -193,7 +190,7 @@ class Scheduler:
         if shard in self._done or isinstance(finished.error, Abandoned):
             return
         if finished.error is None:
-            self._ledger.add(finished.receipts)
+            self._books.add(finished.receipts)
             self._tally.take(finished.receipts)
             self._finish(shard)
         elif isinstance(finished.error, HandedBack):
@@ -260,13 +257,8 @@ class Scheduler:
 
     def _left_of(self, task: ShardTask) -> ShardTask | None:
         """The task behind what is committed by now, by whomever; None: nothing is left."""
-        shard = task.shard
-        self._ledger.add(read_chain(self._storage, shard.name))
-        left = task_of(shard, self._ledger.state(shard.name), task.retry)
-        if left is None:
-            return None
-        covered = left.start_offset - task.start_offset
-        return replace(left, remaining=max(0, task.remaining - covered))
+        self._books.read(task.shard.name)
+        return self._books.left_of(task)
 
     def _later(self, seconds: float) -> float:
         return self._clock() + seconds
@@ -290,7 +282,7 @@ class Scheduler:
             return
         self._watched = now
         reports = self._workers.reports()
-        self._tally.counters = combined(report.counters for report in reports.values())
+        self._tally.take_reports(reports.values())
         self._count()
         self._show(self._tally)
         self._check_bad_fraction()
@@ -299,7 +291,7 @@ class Scheduler:
         if now - self._beat >= HEARTBEAT_SECONDS:
             self._beat = now
             self._heartbeat(running=True)
-        if now - self._snapshot >= MANIFEST_SECONDS and self._ledger.is_worth_publishing:
+        if now - self._snapshot >= MANIFEST_SECONDS and self._books.are_worth_publishing:
             self._snapshot = now
             self._publish_manifest()
 
@@ -346,7 +338,7 @@ class Scheduler:
 
     def _publish_manifest(self) -> None:
         try:
-            self._ledger.publish(self._storage)
+            self._books.publish()
         except ShardError as away:
             logger.warning("no manifest this time: %s", away)
 
@@ -373,15 +365,14 @@ class Scheduler:
         }
         name = f"failures/{shard.name}-{new_attempt()}.json"
         try:
-            self._storage.put(name, json.dumps(record, indent=1).encode())
+            self._books.put(name, json.dumps(record, indent=1).encode())
         except (ShardError, RunError) as unwritable:
             # the failure itself is what matters; it is raised or retried by the caller
             logger.warning("could not write %s: %s", name, unwritable)
 
     def _heartbeat(self, *, running: bool) -> None:
-        record = {"running": running, "at_seconds": time.time()} | self._tally.record()
         try:
-            write_heartbeat(self._storage, self._driver, record)
+            self._books.beat(self._driver, self._tally, running=running)
         except (ShardError, WorkerLost) as error:
             # storage may be away for a moment; the attempts that need it will say so
             logger.warning("no heartbeat: %s", error)

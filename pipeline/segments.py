@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardTask:
-    """One attempt at a shard, from where its last receipt ends."""
+    """One attempt at a shard, from where its last receipt ends.
+
+    A run with several outputs makes one attempt for all of them: one task each, the first of which
+    carries the others.
+    """
 
     shard: Shard
     """What to read."""
@@ -46,6 +50,20 @@ class ShardTask:
     """Bytes (members of a bucket) that are to be read, as planned; 0: not known."""
     attempt: str = field(default_factory=new_attempt)
     """Random id of this attempt; names its parts."""
+    output: int = 0
+    """Which of the run's outputs it is for."""
+    beside: tuple[ShardTask, ...] = ()
+    """What is left of the shard for further outputs."""
+
+    def each(self) -> list[ShardTask]:
+        """The task of every output that something is left for, all of this attempt."""
+        others = [replace(one, attempt=self.attempt) for one in self.beside]
+        return [replace(self, beside=()), *others]
+
+    @property
+    def is_retry(self) -> bool:
+        """Whether something committed is tried again, for any output."""
+        return any(task.retry is not None for task in self.each())
 
     @property
     def amends(self) -> bool:
@@ -56,6 +74,20 @@ class ShardTask:
     def continues_cut(self) -> bool:
         """Whether it begins at a cut: nothing is written when the source still ends there."""
         return self.retry is Retry.incomplete and self.generation > 0 and self.source is None
+
+
+def joined(tasks: Sequence[ShardTask | None]) -> ShardTask | None:
+    """One task for what is left of a shard in several outputs; None: nothing is.
+
+    Args:
+        tasks: by output; None where nothing is left.
+    """
+    each = [replace(task, output=output) for output, task in enumerate(tasks) if task is not None]
+    if not each:
+        return None
+    # what is read is what is left for the output that is least far
+    first = max(each, key=lambda task: task.remaining)
+    return replace(first, beside=tuple(task for task in each if task is not first))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

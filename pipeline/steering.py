@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from pipeline.attempts import joint
 from pipeline.balance import Balance, shares, waiting
 from pipeline.counters import Counters
 from pipeline.decode_pool import DecodePool
@@ -22,11 +24,12 @@ class Steering:
 
     Args:
         pool: the children.
-        counters: the worker's; its thread-safety is the worker's business.
+        counters: of the worker's outputs, the first of which keep what is measured of the pool;
+            their thread-safety is the worker's business.
         most: children at most; None: their number is fixed.
     """
 
-    def __init__(self, pool: DecodePool, counters: Counters, *, most: int | None) -> None:
+    def __init__(self, pool: DecodePool, counters: Sequence[Counters], *, most: int | None) -> None:
         self._pool, self._counters = pool, counters
         now = pool.num_children
         self._balance = Balance(now, least=now if most is None else 1, most=most or now)
@@ -40,7 +43,7 @@ class Steering:
             return
         self._looked_at = now
         self.measure()
-        measured = waiting(asdict(self._counters))
+        measured = waiting(joint([asdict(one) for one in self._counters]))
         period, self._before = shares(self._before, measured), measured
         wanted, had = self._balance.next(period), self._pool.num_children
         if wanted != had:
@@ -53,7 +56,7 @@ class Steering:
 
     def measure(self) -> None:
         """Bring the counters of the pool and of memory up to date."""
-        use, counters = self._pool.use(), self._counters
+        use, counters = self._pool.use(), self._counters[0]
         counters.decoders = self._pool.num_children
         counters.decoder_restarts = self._pool.num_restarts
         counters.decoder_seconds = use.child_seconds

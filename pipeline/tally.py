@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pipeline.attempts import WorkerReport, combined
 from pipeline.history import History
+from pipeline.ledger import ShardState
 from pipeline.reader import shown
 from pipeline.receipts import Receipt
 
@@ -16,9 +18,43 @@ LAST_QUARANTINED = 4
 """Of these the newest are shown while a run goes on."""
 
 
+DECODING = (
+    "decoders",
+    "decoder_restarts",
+    "decoder_seconds",
+    "decoder_busy_seconds",
+    "decoder_full_seconds",
+    "ring_bytes",
+    "peak_worker_rss_bytes",
+    "peak_decoder_rss_bytes",
+    "events",
+)
+"""Counters of what all outputs of a run share."""
+
+
+@dataclass(slots=True)
+class OutputTally:
+    """What of a run's numbers is one output's own, where there are several."""
+
+    before: Mapping[str, float]
+    """As in `Tally`, of this output."""
+    to_cover: int
+    """As in `Tally`, of this output."""
+    counters: dict[str, float] = field(default_factory=dict)
+    """What the workers have done for it."""
+
+    def record(self) -> dict[str, Any]:
+        """What its heartbeat says instead of the run's."""
+        return {"before": self.before, "to_cover": self.to_cover, "counters": self.counters}
+
+
 @dataclass(slots=True)
 class Tally:
-    """Numbers of one run, kept up to date by the scheduler."""
+    """Numbers of one run, kept up to date by the scheduler.
+
+    With several outputs clips and bytes are those of all; of videos, which are the same in each,
+    those of the output that has most.
+    """
 
     num_shards: int = 0
     done_shards: int = 0
@@ -52,6 +88,38 @@ class Tally:
     """``shard::key: reason`` of the newest ones in shards that have ended."""
     is_interrupted: bool = False
     """It was asked to stop before everything was done."""
+    outputs: list[OutputTally] = field(default_factory=list)
+    """By output, where there are several."""
+
+    def take_reports(self, reports: Iterable[WorkerReport]) -> None:
+        """What the workers last said of themselves, those that are gone included."""
+        reports = list(reports)
+        self.counters = combined(report.counters for report in reports)
+        shared = {name: self.counters[name] for name in DECODING if name in self.counters}
+        for number, output in enumerate(self.outputs):
+            own = combined(one.outputs[number] for one in reports if one.outputs)
+            output.counters = own | shared
+
+    def of_output(self, number: int, states: Mapping[str, ShardState]) -> Tally:
+        """The numbers of one output, for its summary.
+
+        Args:
+            number: of the output.
+            states: of its shards.
+        """
+        if not self.outputs:
+            return self
+        final = {name for name, state in states.items() if state.is_final}
+        own = self.outputs[number]
+        return replace(
+            self,
+            before=dict(own.before),
+            to_cover=own.to_cover,
+            counters=own.counters,
+            done_shards=len(final),
+            failed={name: why for name, why in self.failed.items() if name not in final},
+            outputs=[],
+        )
 
     def take(self, receipts: Iterable[Receipt]) -> None:
         """Remember what was quarantined lately."""

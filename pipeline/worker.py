@@ -1,23 +1,25 @@
-"""A worker turns shards into committed segments: readers, decoder children, batcher, encoder.
+"""A worker turns shards into committed segments: readers, decoder children, encoders, committers.
 
 It runs without Ray: `inline` calls it in this process, `actors` wraps it in an actor. Several
-shards are open at once, one thread each; decoders, batches and the model they share (``flow``).
+shards are open at once, one thread each; decoders, batches and models they share (``flow``).
 What waits where is bounded: encoded video in bytes, frames by the decoders' rings and two batches.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from pipeline.amendments import AmendmentWriter
-from pipeline.attempts import Wish, WorkerReport
+from pipeline.attempts import Wish, WorkerReport, joint
 from pipeline.canary import Canary
 from pipeline.committer import Committer, SegmentWriter
 from pipeline.encode import ClipEncoder, Encoder
-from pipeline.errors import Abandoned, HandedBack, ShardError, WorkerLost
+from pipeline.errors import Abandoned, HandedBack, PipelineError, ShardError, WorkerLost
 from pipeline.flow import Flow
-from pipeline.intake import OpenAttempt, ShardReading
+from pipeline.intake import Lane, OpenAttempt, ShardReading
 from pipeline.numerics import check_numerics
 from pipeline.ranges import RangeBuffers
 from pipeline.reader import Source, source_of
@@ -27,32 +29,75 @@ from pipeline.selection import Selection
 from pipeline.storage import Storage
 from pipeline.worker_spec import WorkerSpec
 
+Writer = SegmentWriter | AmendmentWriter
+
+
+class OpenOutput:
+    """One output of a worker: its OUT, its model, and the canary that checks the model."""
+
+    def __init__(self, spec: WorkerSpec, encoder: Encoder | None, temporary: Path) -> None:
+        """Load the model, and check that it computes as the run's others do.
+
+        Args:
+            spec: of the output.
+            encoder: instead of the VidTok encoder of ``spec``.
+            temporary: a folder for parts that are being written, where OUT is not local.
+        """
+        self.spec = spec
+        self.encoder: Encoder = encoder or ClipEncoder(spec.encoder)
+        self.storage = Storage(spec.output_root, spec.output_options)
+        check_numerics(self.storage, self.encoder.numerics, strict=spec.strict_numerics)
+        self.canary = Canary(self.encoder, spec.encoder, mode=spec.canary)
+        self.canary.start(self.storage)
+        self._scratch = self.storage.scratch(temporary)
+
+    def committer(self, task: ShardTask, source: Source, flow: Flow) -> Committer:
+        """What commits an attempt's segments."""
+        return Committer(
+            task,
+            source=source,
+            storage=self.storage,
+            scratch=self._scratch,
+            rules=self.spec.commit_rules,
+            token_format=self.spec.encoder.token_format,
+            numerics=self.encoder.numerics,
+            vouch=lambda: flow.vouch(task.output),
+        )
+
+    def close(self) -> None:
+        """Leave no empty folder behind."""
+        if self.storage.is_local and self._scratch.exists() and not any(self._scratch.iterdir()):
+            self._scratch.rmdir()
+
 
 class Worker:
     """Runs shards; ``run_shard`` may be called from several threads at once."""
 
     def __init__(self, spec: WorkerSpec, encoder: Encoder | None = None) -> None:
-        """Load the model and start the decoder children.
+        """Load the models and start the decoder children.
 
         Args:
             spec: everything it needs to know.
-            encoder: instead of the VidTok encoder of ``spec``.
+            encoder: instead of the VidTok encoders of ``spec``, for every output.
         """
         self._spec = spec
-        self._encoder: Encoder = encoder or ClipEncoder(spec.encoder)
-        self.storage = Storage(spec.output_root, spec.output_options)
-        check_numerics(self.storage, self._encoder.numerics, strict=spec.strict_numerics)
-        self._canary = Canary(self._encoder, spec.encoder, mode=spec.canary)
-        self._canary.start(self.storage)
-        self._selection = Selection(spec.selection)
         self._temporary = tempfile.TemporaryDirectory(prefix="vidtok-")
-        self._scratch = self.storage.scratch(Path(self._temporary.name))
+        self._outputs = [
+            OpenOutput(one, encoder, Path(self._temporary.name) / str(number))
+            for number, one in enumerate(spec.each())
+        ]
+        self._selection = Selection(spec.selection)
         self._buffers = RangeBuffers(spec.read_ahead_bytes // 2, spec.range_bytes)
         self._open: dict[str, OpenAttempt] = {}
-        self._flow = Flow(spec, self._encoder, self._canary)
+        self._flow = Flow(spec, [(one.encoder, one.canary) for one in self._outputs])
+
+    @property
+    def storage(self) -> Storage:
+        """OUT, of several outputs the first one's."""
+        return self._outputs[0].storage
 
     def run_shard(self, task: ShardTask) -> list[Receipt]:
-        """Turn what is left of a shard into committed segments.
+        """Turn what is left of a shard into committed segments, for every output.
 
         Returns:
             The receipts that hold, of this attempt or of a faster one.
@@ -66,71 +111,78 @@ class Worker:
         """
         shard = task.shard
         source = source_of(shard, self._spec.input_options)
-        if task.source is not None and source != task.source:
+        tasks = task.each()
+        if any(one.source is not None and one.source != source for one in tasks):
             raise ShardError(
                 shard.name, f"{shard.url} has changed since its first segments were made"
             )
-        committer = Committer(
-            task,
-            source=source,
-            storage=self.storage,
-            scratch=self._scratch,
-            rules=self._spec.commit_rules,
-            token_format=self._spec.encoder.token_format,
-            numerics=self._encoder.numerics,
-            vouch=self._flow.vouch,
-        )
+        committers = [self._outputs[one.output].committer(one, source, self._flow) for one in tasks]
         with self._flow.changed:
             self._open[task.attempt] = OpenAttempt()
         receipts: list[Receipt] = []
         try:
-            if task.amends:
-                amender = AmendmentWriter(task, committer, self.storage, self._count_segment)
-                if amender.end_offset:
-                    receipts += self._fill(amender, source, amender.end_offset)
-            if task.goes_on:
-                rules = self._spec.commit_rules
-                writer = SegmentWriter(task, committer, rules, self._count_segment)
-                receipts += self._fill(writer, source)
+            for one, committer in zip(tasks, committers, strict=True):
+                if one.amends:
+                    receipts += self._amend(one, committer, source)
+            writers: list[Writer] = [
+                self._segment_writer(one, committer)
+                for one, committer in zip(tasks, committers, strict=True)
+                if one.goes_on
+            ]
+            if writers:
+                receipts += self._fill(writers, source)
         finally:
             with self._flow.changed:
                 del self._open[task.attempt]
         return receipts
 
+    def _segment_writer(self, task: ShardTask, committer: Committer) -> SegmentWriter:
+        rules = self._outputs[task.output].spec.commit_rules
+        return SegmentWriter(task, committer, rules, partial(self._count_segment, task.output))
+
+    def _amend(self, task: ShardTask, committer: Committer, source: Source) -> list[Receipt]:
+        """Try quarantined videos of one output again: each has its own, and they are few."""
+        storage = self._outputs[task.output].storage
+        count = partial(self._count_segment, task.output)
+        amender = AmendmentWriter(task, committer, storage, count)
+        if not amender.end_offset:
+            return []
+        return self._fill([amender], source, amender.end_offset)
+
     def _fill(
-        self,
-        writer: SegmentWriter | AmendmentWriter,
-        source: Source,
-        end_offset: int | None = None,
+        self, writers: Sequence[Writer], source: Source, end_offset: int | None = None
     ) -> list[Receipt]:
-        """Read the videos that a writer wants, tokenise them, and let it commit them."""
+        """Read the videos that writers want, tokenise them, and let them commit them."""
+        attempt = writers[0].task.attempt
+        lanes = [Lane(writer.task, writer.wants) for writer in writers]
         reading = ShardReading(
-            writer.task,
+            lanes,
             source=source,
             rules=self._spec.read_rules,
             buffers=self._buffers,
             options=self._spec.input_options,
             selection=self._selection,
-            wants=writer.wants,
             end_offset=end_offset,
-            open_attempt=self._open[writer.task.attempt],
+            open_attempt=self._open[attempt],
             submit=self._flow.submit,
             count=self._flow.count_readers,
         )
         self._flow.count_readers(1)
         reading.start()
         try:
-            while (video := self._next_done(reading, writer)) is not None:
-                self._count_video(video, reading)
-                writer.add(video)
+            while (place := self._next_done(reading, writers)) is not None:
+                video = lanes[place].videos.popleft()
+                self._count_video(video, lanes[place], reading)
+                writers[place].add(video)
             if reading.open_attempt.wish is Wish.hand_back:
-                writer.commit_due()
-                raise HandedBack(writer.task.shard.name, "handed back as asked")
+                for writer in writers:
+                    writer.commit_due()
+                raise HandedBack(reading.task.shard.name, "handed back as asked")
             assert reading.end is not None
-            writer.finish(reading.end.offset, reading.end.cut)
+            _finish(writers, reading.end.offset, reading.end.cut)
         finally:
             reading.abandoned.set()
-        return writer.receipts
+        return [receipt for writer in writers for receipt in writer.receipts]
 
     def ask(self, attempt: str, wish: Wish) -> None:
         """Ask something of an open attempt; without effect when it has ended."""
@@ -149,15 +201,16 @@ class Worker:
         self._flow.close()
         self._selection.close()
         self._temporary.cleanup()
-        if self.storage.is_local and self._scratch.exists() and not any(self._scratch.iterdir()):
-            self._scratch.rmdir()
+        for one in self._outputs:
+            one.close()
 
-    def _count_video(self, video: OpenVideo, reading: ShardReading) -> None:
+    def _count_video(self, video: OpenVideo, lane: Lane, reading: ShardReading) -> None:
         """Counted when it is done, so that progress shows between commits."""
         sample, summary = video.sample, video.summary
         with self._flow.changed:
-            counters = self._flow.counters
-            reading.open_attempt.covered = sample.end_offset - reading.task.start_offset
+            counters = self._flow.encodings[lane.task.output].counters
+            lane.done_offset = sample.end_offset
+            reading.open_attempt.covered = reading.covered
             counters.videos += 1
             counters.clips += video.num_clips
             counters.quarantined += video.failure is not None
@@ -167,23 +220,24 @@ class Worker:
                 counters.source_seconds += summary.source.duration_seconds
                 counters.decode_cpu_seconds += summary.decode_seconds
 
-    def _count_segment(self, receipt: Receipt) -> None:
+    def _count_segment(self, output: int, receipt: Receipt) -> None:
         with self._flow.changed:
-            self._flow.counters.segments += 1
-            self._flow.counters.token_bytes += receipt.part_bytes
+            counters = self._flow.encodings[output].counters
+            counters.segments += 1
+            counters.token_bytes += receipt.part_bytes
 
     def report(self) -> WorkerReport:
         """The counters as they stand, and how far open shards are."""
         with self._flow.changed:
+            outputs = self._flow.measured()
             return WorkerReport(
-                counters=self._flow.measured(),
+                counters=joint(outputs),
+                outputs=tuple(outputs) if len(outputs) > 1 else (),
                 covered={attempt: one.covered for attempt, one in self._open.items()},
             )
 
-    def _next_done(
-        self, reading: ShardReading, writer: SegmentWriter | AmendmentWriter
-    ) -> OpenVideo | None:
-        """The shard's next video in input order, done; None after the last one.
+    def _next_done(self, reading: ShardReading, writers: Sequence[Writer]) -> int | None:
+        """Whose next video in input order is done: its place among the lanes; None after the last.
 
         Also None when the attempt is to be handed back: what is done has been given out.
         """
@@ -197,13 +251,32 @@ class Worker:
                     raise Abandoned(shard, "another attempt has finished it")
                 if reading.failure is not None:
                     raise reading.failure
-                if reading.videos and reading.videos[0].is_done:
-                    return reading.videos.popleft()
+                for place, lane in enumerate(reading.lanes):
+                    if lane.videos and lane.videos[0].is_done:
+                        return place
                 if reading.open_attempt.wish is Wish.hand_back:
                     return None
-                if reading.end is not None and not reading.videos:
+                if reading.end is not None and not reading.num_ahead:
                     return None
                 # woken by whatever happens to any shard: the time is looked at every time
-                self._flow.changed.wait(timeout=max(0.01, min(5.0, writer.seconds_to_commit)))
-            if writer.seconds_to_commit == 0:
-                writer.commit_due()
+                due = min(writer.seconds_to_commit for writer in writers)
+                self._flow.changed.wait(timeout=max(0.01, min(5.0, due)))
+            for writer in writers:
+                if writer.seconds_to_commit == 0:
+                    writer.commit_due()
+
+
+def _finish(writers: Sequence[Writer], end_offset: int, cut: str | None) -> None:
+    """Commit what is left for every output, also when that fails for one of them.
+
+    Raises:
+        PipelineError: what failed first.
+    """
+    failures: list[PipelineError] = []
+    for writer in writers:
+        try:
+            writer.finish(end_offset, cut)
+        except PipelineError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]

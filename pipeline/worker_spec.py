@@ -40,3 +40,10 @@ class WorkerSpec:
     """Which spans of which videos, and which columns of them."""
     quality: QualityRules = field(default_factory=QualityRules)
     """Which clips are decoded again, and when their reconstructions stop the run."""
+    beside: tuple[WorkerSpec, ...] = ()
+    """Further outputs of the same decoding pass. Of them count what they encode with, which clips,
+    and where and how tokens are stored; reading and decoding are as said here."""
+
+    def each(self) -> tuple[WorkerSpec, ...]:
+        """The specification of every output, in the order of their numbers."""
+        return (self, *self.beside)

@@ -1,0 +1,158 @@
+"""``outputs=[{…}, {…}]``: several outputs of one decoding pass, each configured like a run.
+
+An entry says what differs from the rest of the command line: its tokenizer, its resolution and
+rates, its variant. Its OUT holds what a run of this entry alone would write, and can be continued
+by one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from pipeline import compose
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+
+SHORT_KEYS = {
+    "resolution": "sampling.resolution",
+    "buckets": "sampling.buckets",
+    "fps": "sampling.fps",
+    "mode": "sampling.mode",
+    "variant": "sampling.variant",
+    "root": "output.root",
+}
+"""Keys of an entry, and what they stand for; ``tokenizer`` and ``name`` are its others."""
+
+OWN_SECTIONS = ("tokenizer", "sampling", "encoder", "output", "quality")
+"""Sections whose keys an entry may give with their section; others are of the whole run."""
+
+MOST = 16
+"""Outputs of a run: each has a model of its own in the memory of every worker."""
+
+
+def runs_of(config: DictConfig, arguments: Sequence[str]) -> list[RunConfig]:
+    """The configuration of every output that a command line asks for.
+
+    Args:
+        config: what it composes.
+        arguments: the command line with its paths quoted.
+
+    Raises:
+        ConfigError: a value or a combination that cannot work; the message names the output.
+    """
+    if config.outputs is None:
+        return [compose.to_run_config(config)]
+    entries = OmegaConf.to_container(config.outputs) if OmegaConf.is_list(config.outputs) else None
+    if not isinstance(entries, list) or not 1 <= len(entries) <= MOST:
+        raise ConfigError(
+            f"outputs must be a list of 1 to {MOST} entries like "
+            "[{tokenizer: fsq_4x8x8, fps: [3,8]}, {tokenizer: kl_4x8x8_z4}], "
+            f"got {config.outputs!r}"
+        )
+    overrides, config_dir = compose.overrides_of(arguments)
+    runs = []
+    for number, entry in enumerate(entries):
+        try:
+            runs.append(_run_of(entry, overrides, config_dir))
+        except ConfigError as error:
+            raise ConfigError(f"outputs[{number}]: {error}") from error
+    _check_places(runs)
+    return runs
+
+
+def _run_of(entry: Any, overrides: Sequence[str], config_dir: str | None) -> RunConfig:
+    """What an entry composes, on top of the command line."""
+    if not isinstance(entry, dict):
+        raise ConfigError(f"an entry like {{tokenizer: fsq_4x8x8}} is needed, got {entry!r}")
+    own = dict(entry)
+    name = str(own.pop("name", None) or name_of(entry))
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+,-]*", name):
+        raise ConfigError(f"name must be letters, digits and ._=+,- only, got {name!r}")
+    tokenizer = own.pop("tokenizer", None)
+    lines = [line for line in overrides if not re.match(r"\+{0,2}outputs=", line)]
+    if tokenizer is not None:
+        lines = [line for line in lines if not re.match(r"\+?tokenizer=", line)]
+        lines.append(f"{'' if _has_tokenizer(lines, config_dir) else '+'}tokenizer={tokenizer}")
+    lines += ["outputs=null", *(f"{_key(key)}={spelled(value)}" for key, value in own.items())]
+    config = compose.compose_overrides(lines, config_dir)
+    compose.require_groups(config)
+    if "root" not in own:
+        usual = f"outputs/{config.dataset.name}/{config.tokenizer.name}"
+        root = config.output.root
+        place = f"{f'outputs/{config.dataset.name}' if root == usual else root}/{name}"
+        lines.append(f"output.root={spelled(place)}")
+        config = compose.compose_overrides(lines, config_dir)
+    return compose.to_run_config(config)
+
+
+def name_of(entry: Mapping[str, Any]) -> str:
+    """What an entry is called unless it has a name: what it says, in letters that suit any storage.
+
+    >>> name_of({"tokenizer": "fsq_4x8x8", "fps": [3, 8], "variant": "flip"})
+    'fsq_4x8x8,fps=3+8,variant=flip'
+    """
+    parts = [str(entry["tokenizer"])] if "tokenizer" in entry else []
+    for key, value in entry.items():
+        if key not in ("tokenizer", "name", "root"):
+            text = re.sub(r"[^A-Za-z0-9._-]+", "+", str(value)).strip("+")
+            parts.append(f"{str(key).rsplit('.', 1)[-1]}={text}")
+    return ",".join(parts)
+
+
+def spelled(value: Any) -> str:
+    """A value in the grammar of Hydra's command line.
+
+    >>> spelled([3, 8.5]), spelled(None), spelled(True), spelled("s3://b/{x}")
+    ('[3,8.5]', 'null', 'true', '"s3://b/{x}"')
+    """
+    if isinstance(value, list):
+        return f"[{','.join(map(spelled, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{spelled(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, str):
+        return compose.quote_paths([f"output.root={value}"])[0].removeprefix("output.root=")
+    return json.dumps(value)
+
+
+def _key(key: Any) -> str:
+    """The configuration's name for a key of an entry."""
+    text = str(key)
+    if text in SHORT_KEYS:
+        return SHORT_KEYS[text]
+    section, _, rest = text.partition(".")
+    if rest and section in OWN_SECTIONS:
+        return text
+    shared = f"; {section} is of the whole run" if rest else ""
+    raise ConfigError(
+        f"no key {text!r} in an output{shared}; it takes name, tokenizer, "
+        f"{', '.join(SHORT_KEYS)}, and keys of {', '.join(f'{one}.*' for one in OWN_SECTIONS)}"
+    )
+
+
+def _has_tokenizer(overrides: Sequence[str], config_dir: str | None) -> bool:
+    """Whether something else on the command line, an experiment, chooses a tokenizer."""
+    config = compose.compose_overrides([*overrides, "outputs=null"], config_dir)
+    return not OmegaConf.is_missing(config, "tokenizer") and not OmegaConf.is_missing(
+        config.tokenizer, "name"
+    )
+
+
+def _check_places(runs: Sequence[RunConfig]) -> None:
+    """Whether every output has an OUT of its own.
+
+    Raises:
+        ConfigError: two of them have the same.
+    """
+    seen: dict[str, int] = {}
+    for number, run in enumerate(runs):
+        other = seen.setdefault(run.output.root.rstrip("/"), number)
+        if other != number:
+            raise ConfigError(
+                f"outputs[{other}] and outputs[{number}] would both write to {run.output.root}: "
+                "give one of them a name"
+            )
