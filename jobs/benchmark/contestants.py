@@ -22,7 +22,6 @@ from jobs.benchmark.workload import Figures, Job, run_config, worker_spec
 if TYPE_CHECKING:
     from pipeline.attempts import Event, Workers
     from pipeline.planning import Plan
-    from pipeline.storage import Storage
     from pipeline.worker_spec import WorkerSpec
 
 
@@ -40,7 +39,7 @@ def _pipeline(job: Job, *, on_ray: bool) -> Figures:
 
     def carry_out(tars: list[str]) -> None:
         plan = make_plan(tar_shards(tars), storage, options={}, redo_changed=False)
-        _schedule(plan, storage, workers)
+        _schedule(plan, workers)
 
     try:
         carry_out([job.warm_up])
@@ -58,15 +57,15 @@ def _pipeline(job: Job, *, on_ray: bool) -> Figures:
     return figures | {name: spent[name] for name in names}
 
 
-def _schedule(plan: Plan, storage: Storage, workers: Any) -> None:
-    from pipeline.planning import tally_of
+def _schedule(plan: Plan, workers: Any) -> None:
+    from pipeline.planning import books_of, tally_of
     from pipeline.schedule import RetryRules, Scheduler
 
     tally = tally_of(plan)
     rules = RetryRules(max_attempts=1, retry_seconds=1, max_bad_fraction=1, min_videos=1)
-    Scheduler(
-        storage=storage, workers=workers, rules=rules, tally=tally, show=lambda tally: None
-    ).run(plan.tasks, plan.ledger)
+    Scheduler(workers=workers, rules=rules, tally=tally, show=lambda tally: None).run(
+        plan.tasks, books_of([plan], [""])
+    )
     if tally.failed or tally.done_shards != tally.num_shards:
         raise RuntimeError(f"shards failed: {tally.failed}")
 

@@ -16,6 +16,7 @@ from typing import cast
 
 from jobs.benchmark.measure import machine, table, write_json
 from jobs.benchmark.simulated import SimulatedCluster, SimulatedStorage, World
+from pipeline.books import Book, Books
 from pipeline.ledger import Ledger
 from pipeline.schedule import RetryRules, Scheduler
 from pipeline.storage import Storage
@@ -69,7 +70,6 @@ def simulate(world: World) -> dict[str, float]:
     num_shards = len(cluster.tasks)
     tally = Tally(num_shards=num_shards)
     scheduler = Scheduler(
-        storage=cast(Storage, SimulatedStorage(cluster)),
         workers=cluster,
         rules=RetryRules(max_attempts=8, retry_seconds=2, max_bad_fraction=0.5, min_videos=100),
         tally=tally,
@@ -78,7 +78,8 @@ def simulate(world: World) -> dict[str, float]:
     )
     cluster.own_seconds = 0.0
     began = time.process_time()
-    scheduler.run(cluster.tasks, Ledger())
+    storage = cast(Storage, SimulatedStorage(cluster))
+    scheduler.run(cluster.tasks, Books([Book(storage, Ledger())]))
     driver_seconds = time.process_time() - began - cluster.own_seconds
     cluster.finish()
     useful = sum(cluster.work.values())

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from pipeline import compose
 from pipeline.config import RunConfig
+from pipeline.outputs import runs_of
 from pipeline.run import execute
 from tests.pipeline import media
 
@@ -50,11 +51,24 @@ def config(*overrides: str) -> RunConfig:
     return compose.to_run_config(composed)
 
 
+def configs(*overrides: str) -> list[RunConfig]:
+    """The configuration of every output that a command line asks for."""
+    arguments = compose.quote_paths(overrides)
+    compose.register_schema()
+    with hydra.initialize_config_module("conf", version_base="1.3"):
+        composed = hydra.compose("run", overrides=arguments)
+    return runs_of(composed, arguments)
+
+
 def run_inline(shards: Path | str, out: Path | str, *overrides: str) -> int:
     """Exit status of a tiny run over the tars that a pattern names, in this process."""
-    return execute_here(
-        "+dataset=tars", f"dataset.shards={shards}", *TINY, f"output.root={out}", *overrides
-    )
+    return execute_here(*arguments(shards, out, *overrides))
+
+
+def arguments(shards: Path | str, out: Path | str, *overrides: str) -> tuple[str, ...]:
+    """The command line of a tiny run over the tars that a pattern names."""
+    tars = ("+dataset=tars", f"dataset.shards={shards}")
+    return (*tars, *TINY, f"output.root={out}", *overrides)
 
 
 def execute_here(*overrides: str) -> int:
@@ -63,7 +77,7 @@ def execute_here(*overrides: str) -> int:
 
     threads = torch.get_num_threads()
     try:
-        return execute(config("cluster=inline", *overrides))
+        return execute(*configs("cluster=inline", *overrides))
     finally:
         torch.set_num_threads(threads)
 

@@ -12,7 +12,7 @@ from pipeline.array import work_as_rank
 from pipeline.attempts import Finished, Wish
 from pipeline.errors import Abandoned, WorkerLost
 from pipeline.ledger import Ledger
-from pipeline.planning import Plan
+from pipeline.planning import Plan, books_of
 from pipeline.rank import Rank
 from pipeline.reader import Source
 from pipeline.records import Retry
@@ -45,20 +45,19 @@ def work(
     tasks = list(tasks)
     shards = [one.shard for one in tasks]
     sources = {one.name: Source(size_bytes=40, version="1") for one in shards}
-    plan = Plan(shards, sources, {}, [], Ledger(), tasks)
+    plan = Plan(shards, sources, {}, [], storage, Ledger(), tasks)
     tally = Tally(num_shards=len(shards))
     rules = RetryRules(
         max_attempts=attempts, retry_seconds=0.01, max_bad_fraction=1.0, min_videos=10
     )
     scheduler = Scheduler(
-        storage=storage,
         workers=workers,
         rules=rules,
         tally=tally,
         show=lambda tally: None,
         is_shared=True,
     )
-    work_as_rank(RANK, scheduler, plan, tally, storage, at_once=2)
+    work_as_rank(RANK, scheduler, [plan], books_of([plan], [""]), tally, at_once=2)
     return tally, plan
 
 

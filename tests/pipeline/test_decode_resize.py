@@ -77,7 +77,7 @@ class OtherPool:
 
 def test_steering_looks_once_a_period_and_follows_what_it_sees(monkeypatch, caplog):
     pool, counters = OtherPool(), Counters()
-    steered = Steering(pool, counters, most=8)
+    steered = Steering(pool, [counters], most=8)
     steered.look()
     assert counters.decoders == 0
     monkeypatch.setattr(steering, "PERIOD_SECONDS", 0.0)
@@ -97,5 +97,5 @@ def test_steering_looks_once_a_period_and_follows_what_it_sees(monkeypatch, capl
 def test_given_number_of_children_is_kept(monkeypatch):
     pool, counters = OtherPool(), Counters(encode_seconds=1.0, starved_seconds=9.0, encoded_clips=9)
     monkeypatch.setattr(steering, "PERIOD_SECONDS", 0.0)
-    Steering(pool, counters, most=None).look()
+    Steering(pool, [counters], most=None).look()
     assert pool.num_children == 2

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import schedule
+from pipeline import books, schedule
 from pipeline.attempts import Finished, WorkerReport
+from pipeline.books import Book, Books
 from pipeline.errors import (
     RunError,
     ShardError,
@@ -72,14 +73,14 @@ def run(
     tally = tally or Tally(num_shards=len(outcomes))
     defaults = {"max_attempts": 3, "retry_seconds": 0.01, "max_bad_fraction": 0.5, "min_videos": 10}
     scheduler = Scheduler(
-        storage=storage,
         workers=workers,
         rules=RetryRules(**defaults | rules),  # type: ignore[arg-type]
         tally=tally,
         show=lambda tally: None,
     )
     ledger = Ledger()
-    scheduler.run([ShardTask(shard=shard(name), source=None) for name in outcomes], ledger)
+    tasks = [ShardTask(shard=shard(name), source=None) for name in outcomes]
+    scheduler.run(tasks, Books([Book(storage, ledger)]))
     return workers, tally, ledger
 
 
@@ -176,14 +177,14 @@ def test_storage_that_is_away_when_a_failure_is_taken_in_does_not_end_the_run(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = iter([StorageError("receipts", "away"), None])
-    whole = schedule.read_chain
+    whole = books.read_chain
 
     def flaky(*arguments: Any) -> Any:
         if error := next(reads):
             raise error
         return whole(*arguments)
 
-    monkeypatch.setattr(schedule, "read_chain", flaky)
+    monkeypatch.setattr(books, "read_chain", flaky)
     outcomes = {"s": [fails(WorkerLost("s", "died"))] * 2 + [succeeds(storage)]}
     _, tally, ledger = run(storage, outcomes)
     assert (tally.done_shards, len(ledger)) == (1, 1)

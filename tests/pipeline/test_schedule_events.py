@@ -12,6 +12,7 @@ import pytest
 from pipeline import leases as rules_of_leases
 from pipeline import schedule
 from pipeline.attempts import Finished, Joined, Left, Wish, WorkerReport
+from pipeline.books import Book, Books
 from pipeline.errors import Abandoned, HandedBack, RunError, WorkerExpelled, WorkerLost
 from pipeline.ledger import Ledger, read_chain
 from pipeline.schedule import RetryRules, Scheduler
@@ -47,10 +48,9 @@ class Driven(FakeWorkers):
         return self.submitted[number][2]
 
 
-def scheduler(storage: Storage, workers: FakeWorkers, tally: Tally, **rules: Any) -> Scheduler:
+def scheduler(workers: FakeWorkers, tally: Tally, **rules: Any) -> Scheduler:
     defaults = {"max_attempts": 2, "retry_seconds": 0.01, "max_bad_fraction": 0.5, "min_videos": 10}
     return Scheduler(
-        storage=storage,
         workers=workers,
         rules=RetryRules(**defaults | rules),
         tally=tally,
@@ -61,7 +61,7 @@ def scheduler(storage: Storage, workers: FakeWorkers, tally: Tally, **rules: Any
 def run(storage: Storage, workers: FakeWorkers, *names: str, **rules: Any) -> tuple[Tally, Ledger]:
     tally, ledger = Tally(num_shards=len(names)), Ledger()
     tasks = [ShardTask(shard=shard(name), source=None, remaining=40) for name in names]
-    scheduler(storage, workers, tally, **rules).run(tasks, ledger)
+    scheduler(workers, tally, **rules).run(tasks, Books([Book(storage, ledger)]))
     return tally, ledger
 
 
@@ -179,7 +179,7 @@ def test_a_worker_that_stands_still_is_restarted(storage: Storage) -> None:
 def test_asked_to_stop_it_commits_and_begins_nothing_more(storage: Storage) -> None:
     workers = Driven({"s": [goes_on], "t": []}, owners=["a"], slots=1)
     tally, ledger = Tally(num_shards=2), Ledger()
-    run_ = scheduler(storage, workers, tally, grace_seconds=60)
+    run_ = scheduler(workers, tally, grace_seconds=60)
 
     def plot(w: Driven) -> None:
         if w.submitted and not w.asked:
@@ -194,7 +194,7 @@ def test_asked_to_stop_it_commits_and_begins_nothing_more(storage: Storage) -> N
         ShardTask(shard=shard("s"), source=None, remaining=9),
         ShardTask(shard=shard("t"), source=None),
     ]
-    run_.run(tasks, ledger)
+    run_.run(tasks, Books([Book(storage, ledger)]))
     assert tally.is_interrupted
     assert [wish for _, _, wish in workers.asked] == [Wish.hand_back]
     assert len(workers.submitted) == 1
@@ -203,10 +203,10 @@ def test_asked_to_stop_it_commits_and_begins_nothing_more(storage: Storage) -> N
 
 def test_a_worker_that_does_not_answer_does_not_keep_it_from_stopping(storage: Storage) -> None:
     workers = Driven({"s": [goes_on]}, owners=["a"], slots=1)
-    run_ = scheduler(storage, workers, tally := Tally(num_shards=1), grace_seconds=0.05)
+    run_ = scheduler(workers, tally := Tally(num_shards=1), grace_seconds=0.05)
     timer = threading.Timer(0.05, run_.stop)
     timer.start()
-    run_.run([ShardTask(shard=shard("s"), source=None)], Ledger())
+    run_.run([ShardTask(shard=shard("s"), source=None)], Books([Book(storage, Ledger())]))
     timer.join()
     assert tally.is_interrupted
     assert tally.done_shards == 0

@@ -1,0 +1,82 @@
+"""``outputs=[…]`` on the command line: which configurations, names and places come of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.errors import ConfigError
+from tests.pipeline.runs import configs
+
+BASE = ("+dataset=tars", "dataset.shards=/data/a.tar", "cluster=inline")
+
+
+def test_without_outputs_there_is_the_one_run_that_the_command_line_says() -> None:
+    (run,) = configs(*BASE, "+tokenizer=demo")
+    assert run.output.root == "outputs/tars/demo"
+
+
+def test_every_entry_is_a_run_of_its_own_with_what_it_says() -> None:
+    first, second, third = configs(
+        *BASE,
+        "sampling.fps=[8]",
+        "encoder.threads=3",
+        "outputs=[{tokenizer: demo, resolution: 64}, {tokenizer: kl_4x8x8_4chn, fps: [3, 8]}, "
+        "{tokenizer: demo, tokenizer.ch: 8, output.packing: plain, name: small}]",
+    )
+    assert (first.tokenizer.name, first.sampling.resolution) == ("demo", 64)
+    assert first.sampling.fps == [8.0]
+    assert (second.tokenizer.name, second.sampling.fps) == ("kl_4x8x8_4chn", [3.0, 8.0])
+    assert (third.tokenizer.ch, third.output.packing.name) == (8, "plain")
+    assert {run.encoder.threads for run in (first, second, third)} == {3}
+    assert [run.output.root for run in (first, second, third)] == [
+        "outputs/tars/demo,resolution=64",
+        "outputs/tars/kl_4x8x8_4chn,fps=3+8",
+        "outputs/tars/small",
+    ]
+    assert all(run.outputs is None for run in (first, second, third))
+
+
+def test_an_out_that_is_given_holds_a_folder_for_each() -> None:
+    found = configs(
+        *BASE,
+        "output.root=s3://bucket/out",
+        "outputs=[{tokenizer: demo}, {tokenizer: demo, resolution: 64, root: 's3://b/x={1}'}]",
+    )
+    assert [run.output.root for run in found] == ["s3://bucket/out/demo", "s3://b/x={1}"]
+
+
+def test_an_entry_without_a_tokenizer_has_that_of_the_command_line() -> None:
+    found = configs(*BASE, "+tokenizer=demo", "outputs=[{resolution: 64}, {resolution: 32}]")
+    assert [run.tokenizer.name for run in found] == ["demo", "demo"]
+    assert [run.output.root for run in found] == [
+        "outputs/tars/resolution=64",
+        "outputs/tars/resolution=32",
+    ]
+
+
+def test_an_entry_takes_the_place_of_an_experiments_tokenizer() -> None:
+    (run,) = configs("+experiment=webvid_3_and_8_fps", "dataset.shards=/d/a.tar",
+                  "outputs=[{tokenizer: demo}]")  # fmt: skip
+    assert run.tokenizer.name == "demo"
+    assert run.sampling.fps == [3.0, 8.0]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ("3", r"outputs must be a list of 1 to 16 entries like"),
+        ("[]", r"outputs must be a list of 1 to 16 entries like"),
+        ("[demo]", r"outputs\[0\]: an entry like \{tokenizer: fsq_4x8x8\} is needed, got 'demo'"),
+        ("[{resolution: 64}]", r"outputs\[0\]: no tokenizer chosen"),
+        ("[{tokenizer: nope}]", r"outputs\[0\]: .*nope"),
+        ("[{tokenizer: demo, fsp: [3]}]", r"outputs\[0\]: no key 'fsp' in an output; it takes"),
+        ("[{tokenizer: demo, limits.pixels: 1}]", r"limits is of the whole run"),
+        ("[{tokenizer: demo}, {tokenizer: demo, fps: [0]}]", r"outputs\[1\]: .*sampling.fps"),
+        ("[{tokenizer: demo, name: ../x}]", r"outputs\[0\]: name must be letters"),
+        ("[{tokenizer: demo}, {tokenizer: demo}]", r"would both write to outputs/tars/demo"),
+        ("[{tokenizer: demo, resolution: 30}]", r"outputs\[0\]: sampling does not suit"),
+    ],
+)
+def test_what_cannot_work_is_said_with_the_output_it_is_about(outputs: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configs(*BASE, f"outputs={outputs}")
