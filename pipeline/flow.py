@@ -50,7 +50,7 @@ class Flow:
 
     def __init__(self, spec: WorkerSpec, encoder: Encoder, canary: Canary) -> None:
         self._encoder, self._canary, self._canary_mode = encoder, canary, spec.canary
-        self._pool = DecodePool(num_children=spec.decoders, plan=spec.plan, limits=spec.limits)
+        self._pool = DecodePool(num_children=spec.decoders, plans=(spec.plan,), limits=spec.limits)
         is_whole = spec.plan.mode is SamplingMode.whole
         looks = Reconstructions(spec.quality, encoder)
         self._batcher: GathersClips = (
