@@ -4,52 +4,30 @@ The bytes are untrusted. They are read from memory only: container formats that 
 addresses are not on the list of readable ones, and no protocol is allowed. The container is read
 twice. The first reading (`pipeline.scan`) takes packets only and settles what must not depend on
 where a pass stops: the mean rate, the length, whether the file was cut off or is too long. The
-second decodes, and stops as soon as every target rate has its clips.
+second (`pipeline.decode_pictures`) decodes, and stops as soon as every target rate has its clips.
 
-Times: a frame without a timestamp follows the one before it by that one's duration; timestamps that
-go backwards are sorted (`pipeline.sampling.PresentationOrder`). Interlaced pictures are taken as
-they are; HDR transfer curves are not tone-mapped. One decoder error, or one frame that the decoder
-marks as corrupt, condemns the whole video.
+One pass serves several *outputs*, each with its own `ClipPlan`, and gives each exactly what a pass
+for it alone would give. An output that has all its clips ends at that moment, so that damage
+further behind condemns only those that still need frames.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
-from av.container import InputContainer
-from av.error import FFmpegError
-from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from pipeline.clip_sampler import ClipSampler, PickedClip
 from pipeline.cuts import CutDetector
+from pipeline.decode_output import OutputPass
+from pipeline.decode_pictures import Pictures, Work, scanned
 from pipeline.errors import VideoError
-from pipeline.limits import (
-    check_clips,
-    check_duration,
-    check_frames,
-    check_pixels,
-    cpu_allowance,
-    ffmpeg_max_pixels,
-)
-from pipeline.pixel_stats import pixel_sums
-from pipeline.records import Clip, ClipPlan, DecodeSummary, SourceInfo, TimeSpan, VideoLimits
-from pipeline.sampling import (
-    PresentationOrder,
-    exact_rate,
-    expected_clips,
-    expected_in_spans,
-    is_too_slow,
-)
-from pipeline.scaling import RgbFrame, RgbScaler
-from pipeline.scan import Announced, describe, open_video, scan, video_stream
-from pipeline.transforms import Geometry
+from pipeline.records import Clip, ClipPlan, DecodeSummary, TimeSpan, VideoLimits, chosen_outputs
+from pipeline.scaling import SharedScalers
+from pipeline.scan import Announced, open_video
 
 REASONS = (
     "empty",
@@ -67,117 +45,76 @@ REASONS = (
     "too_long",
     "too_much_work",
 )
-"""Every reason under which `decode_clips` condemns a video."""
+"""Every reason under which `decode_clips` condemns a video, or an output of it."""
 
-RgbFrames = npt.NDArray[np.uint8]
-"""uint8 ``[T, H, W, 3]``."""
+NewFrames = Callable[[tuple[int, ...]], npt.NDArray[np.uint8]]
+"""Gives the uint8 array of the shape asked for, ``[T, H, W, 3]``, that the next clip is in."""
+Item = tuple[int, Clip | DecodeSummary | VideoError]
+"""The output, and a clip of it or its end."""
 
 
 def decode_clips(
     data: bytes,
-    plan: ClipPlan,
+    plans: Sequence[ClipPlan],
     limits: VideoLimits,
     on_progress: Callable[[], None] = lambda: None,
-    new_frames: Callable[[tuple[int, ...]], RgbFrames] | None = None,
+    new_frames: NewFrames | None = None,
     spans: Sequence[TimeSpan] | None = None,
-) -> Iterator[Clip | DecodeSummary]:
-    """Yield every clip of the video, then exactly one `DecodeSummary`.
+    outputs: Sequence[int] | None = None,
+) -> Iterator[Item]:
+    """Yield the clips of every output, each with its output, and one end for each.
 
-    Clips of one rate come in order; rates interleave as the video advances. A video condemned half
-    way has yielded clips already: its caller forgets them.
+    An end is a `DecodeSummary`, or a `VideoError` of one of `REASONS` that concerns this output
+    alone. Clips of one rate of an output come in order; all else interleaves as the video advances.
+    An output condemned half way has got clips already: the caller forgets them.
 
     Args:
         data: the encoded file.
-        plan: which clips to make.
-        limits: bounds; the no-progress and memory bounds are the caller's business.
+        plans: which clips to make, one plan for each output.
+        limits: bounds; those on clips and CPU time are for each output. The no-progress and memory
+            bounds are the caller's business.
         on_progress: called for each packet read and each frame decoded.
-        new_frames: gives the uint8 array of the shape asked for, ``[T, H, W, 3]``, that the next
-            clip is written to and that its ``frames`` then is; by default a fresh array each time.
+        new_frames: gives the array that the next clip is written to and that its ``frames`` then
+            is; by default a fresh array each time.
         spans: clips lie within one of these; None: anywhere.
+        outputs: places in ``plans`` of those that are wanted, ascending; None: all.
+
+    Raises:
+        VideoError: with one of `REASONS`; it condemns every output that has not ended.
+        MemoryError: FFmpeg or numpy could not allocate.
+        ValueError: ``outputs`` cannot be.
+    """
+    wanted = chosen_outputs(outputs, len(plans))
+    work = Work(limits, len(wanted))
+    announced = scanned(data, limits, on_progress)
+    decoding = _Pass(announced, limits, work, on_progress, new_frames)
+    yield from decoding.take_on({number: plans[number] for number in wanted}, spans)
+    if decoding.is_wanted:
+        yield from decoding.run(data)
+
+
+def decode_plan(
+    data: bytes,
+    plan: ClipPlan,
+    limits: VideoLimits,
+    on_progress: Callable[[], None] = lambda: None,
+    new_frames: NewFrames | None = None,
+    spans: Sequence[TimeSpan] | None = None,
+) -> Iterator[Clip | DecodeSummary]:
+    """`decode_clips` for one output: its clips, then exactly one `DecodeSummary`.
 
     Raises:
         VideoError: with one of `REASONS`.
         MemoryError: FFmpeg or numpy could not allocate.
     """
-    work = Work(limits)
-    announced = scanned(data, limits, on_progress)
-    decoding = _Decoding(announced, plan, limits, work, on_progress, spans)
-    with open_video(data, limits) as container:
-        for number, picked in enumerate(decoding.clips(container), 1):
-            check_clips(number, limits)
-            yield _clip(picked, new_frames)
-    yield decoding.summary()
+    for _, item in decode_clips(data, (plan,), limits, on_progress, new_frames, spans):
+        if isinstance(item, VideoError):
+            raise item
+        yield item
 
 
-def scanned(data: bytes, limits: VideoLimits, on_progress: Callable[[], None]) -> Announced:
-    """What the bytes of a video announce.
-
-    Raises:
-        VideoError: with one of `REASONS`.
-    """
-    if not data:
-        raise VideoError("empty", "the file has no bytes")
-    if len(data) > limits.video_bytes:
-        raise VideoError("too_large", f"{len(data)} bytes, at most {limits.video_bytes} allowed")
-    return scan(data, limits, on_progress)
-
-
-def _clip(
-    picked: PickedClip[RgbFrame], new_frames: Callable[[tuple[int, ...]], RgbFrames] | None
-) -> Clip:
-    shape = (len(picked.frames), *picked.frames[0].shape)
-    out = new_frames(shape) if new_frames else None
-    frames = np.stack(picked.frames, out=out)
-    return Clip(
-        fps=picked.fps,
-        clip_index=picked.clip_index,
-        num_real_frames=picked.num_real_frames,
-        start_seconds=picked.start_seconds,
-        end_seconds=picked.end_seconds,
-        frame_seconds=picked.frame_seconds,
-        frames=frames,
-        span_index=picked.span_index,
-        pixels=pixel_sums(frames[: picked.num_real_frames]),
-    )
-
-
-class Work:
-    """The CPU time that a video takes, against what it may take by what it has shown of itself."""
-
-    def __init__(self, limits: VideoLimits) -> None:
-        self._limits = limits
-        self._began = time.process_time()
-        self._max_pixels = 0
-
-    @property
-    def cpu_seconds(self) -> float:
-        """CPU seconds of this process since the video was begun."""
-        return time.process_time() - self._began
-
-    def check(self, num_frames: int, pixels: int) -> None:
-        """Condemns a video whose pictures take far longer than any honest codec's.
-
-        Raises:
-            VideoError: ``too_much_work``.
-        """
-        self._max_pixels = max(self._max_pixels, pixels)
-        allowed = cpu_allowance(num_frames, self._max_pixels, self._limits)
-        if self.cpu_seconds > allowed:
-            raise VideoError(
-                "too_much_work", f"{num_frames} frames took more than {allowed:.0f} s of CPU time"
-            )
-
-
-class Pictures:
-    """One pass over one video: its pictures as they are shown, each with its time.
-
-    Args:
-        announced: what `pipeline.scan.scan` said of the video.
-        limits: bounds; what they forbid is raised where it is met.
-        work: the CPU time of this video.
-        on_progress: called for each frame decoded.
-        on_first: called with the stream and its first frame before anything is shown.
-    """
+class _Pass:
+    """One pass over a video, and the outputs that still need it."""
 
     def __init__(
         self,
@@ -185,162 +122,87 @@ class Pictures:
         limits: VideoLimits,
         work: Work,
         on_progress: Callable[[], None],
-        on_first: Callable[[VideoStream, VideoFrame], None] = lambda stream, frame: None,
+        new_frames: NewFrames | None,
     ) -> None:
-        self._announced, self._limits, self._on_progress = announced, limits, on_progress
-        self._work, self._on_first = work, on_first
-        self._order = PresentationOrder[VideoFrame](announced.times)
-        self._origin: int | None = None
-        self._last_time = 0
-        self.num_frames = 0
-        """Frames decoded so far."""
-
-    def shown(self, container: InputContainer) -> Iterator[tuple[Fraction, VideoFrame]]:
-        """Seconds after the first picture, never falling, and the picture.
-
-        Raises:
-            VideoError: with one of `REASONS`.
-        """
-        stream = video_stream(container)
-        for time_, frame in self._timed(self._decoded(container, stream)):
-            size_bytes = sum(plane.buffer_size for plane in frame.planes)
-            if self.num_frames == 1:
-                self._on_first(stream, frame)
-            for shown_time, shown in self._order.add(time_, frame, size_bytes=size_bytes):
-                yield self._seconds(shown_time), shown
-        for shown_time, shown in self._order.finish():
-            yield self._seconds(shown_time), shown
-        if not self.num_frames:
-            raise VideoError("no_frames", "the video stream decodes to no frame")
-
-    @property
-    def num_dropped(self) -> int:
-        """Frames left out because their place in time had passed."""
-        return self._order.num_dropped
-
-    def end_seconds(self) -> Fraction:
-        """When the last frame leaves the screen; a video of one frame is an image, without time."""
-        last = self._seconds(self._last_time)
-        return last + self._announced.last_step * self._announced.time_base if last else last
-
-    def _timed(self, frames: Iterator[VideoFrame]) -> Iterator[tuple[int, VideoFrame]]:
-        """Each frame with its timestamp; one that has none follows the frame before it."""
-        expected = self._announced.times[0] if self._announced.times else 0
-        for frame in frames:
-            time_ = frame.pts if frame.pts is not None else expected
-            expected = time_ + (frame.duration or self._announced.usual_step)
-            yield time_, frame
-
-    def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-        stream.codec_context.thread_count = 1
-        stream.codec_context.options = {"max_pixels": ffmpeg_max_pixels(self._limits)}
-        try:
-            for packet in container.demux(stream):
-                for frame in self._decode_packet(packet):
-                    self._check(frame)
-                    yield frame
-        except FFmpegError as error:
-            if isinstance(error, MemoryError):
-                raise
-            raise VideoError(
-                "decode_error", f"after {self.num_frames} frames: {describe(error)}"
-            ) from error
-
-    def _decode_packet(self, packet: Packet[VideoStream]) -> list[VideoFrame]:
-        try:
-            return packet.decode()
-        except FFmpegError:
-            # A recording may begin between two key frames: what cannot be decoded there was
-            # never to be shown. Behind the first frame an error is an error.
-            if self.num_frames == 0 and packet.size and not packet.is_keyframe:
-                return []
-            raise
-
-    def _check(self, frame: VideoFrame) -> None:
-        self.num_frames += 1
-        self._on_progress()
-        if frame.is_corrupt:
-            raise VideoError("decode_error", f"frame {self.num_frames - 1} is corrupt")
-        check_pixels(frame.width, frame.height, self._limits)
-        check_frames(self.num_frames, self._limits)
-        self._work.check(self.num_frames, frame.width * frame.height)
-
-    def _seconds(self, time_: int) -> Fraction:
-        """After the first frame; the bound holds for times that no packet announced, too."""
-        if self._origin is None:
-            self._origin = time_
-        self._last_time = time_
-        seconds = (time_ - self._origin) * self._announced.time_base
-        check_duration(seconds, self._limits)
-        return seconds
-
-
-class _Decoding:
-    """The clips of one video, and what is said of it."""
-
-    def __init__(
-        self,
-        announced: Announced,
-        plan: ClipPlan,
-        limits: VideoLimits,
-        work: Work,
-        on_progress: Callable[[], None],
-        spans: Sequence[TimeSpan] | None,
-    ) -> None:
-        self._announced, self._work = announced, work
-        too_slow = frozenset(
-            fps for fps in plan.fps if is_too_slow(announced.mean_rate, exact_rate(fps))
-        )
-        rates = [exact_rate(fps) for fps in plan.fps if fps not in too_slow]
-        duration = announced.duration_seconds
-        check_clips(
-            sum(
-                expected_clips(duration, rate, plan)
-                if spans is None
-                else expected_in_spans(duration, rate, plan, spans)
-                for rate in rates
-            ),
-            limits,
-        )
-        self._scaler = RgbScaler(plan, announced.pixel_aspect, limits)
-        self._sampler = ClipSampler(plan, self._scaler.rgb, too_slow=too_slow, spans=spans)
-        self._cuts = None if plan.cut_threshold is None else CutDetector(plan.cut_threshold)
+        self._announced, self._limits, self._work = announced, limits, work
+        self._new_frames = new_frames
+        self._scalers = SharedScalers(announced.pixel_aspect, limits)
+        self._cuts: dict[float, CutDetector] = {}
         self._pictures = Pictures(announced, limits, work, on_progress, self._describe)
-        self._source: SourceInfo | None = None
+        self._open: dict[int, OutputPass] = {}
+        self._refused: dict[int, VideoError] = {}
 
-    def clips(self, container: InputContainer) -> Iterator[PickedClip[RgbFrame]]:
-        for seconds, frame in self._pictures.shown(container):
-            is_cut = self._cuts is not None and self._cuts.is_cut(frame)
-            yield from self._sampler.add(seconds, frame, is_cut=is_cut)
-            if self._sampler.is_done:
-                return
-        yield from self._sampler.finish(self._pictures.end_seconds())
+    @property
+    def is_wanted(self) -> bool:
+        """Some output has not ended."""
+        return bool(self._open)
 
-    def summary(self) -> DecodeSummary:
-        assert self._source is not None
-        return DecodeSummary(
-            source=replace(self._source, num_frames=self._pictures.num_frames),
-            num_clips=self._sampler.num_clips,
-            filtered=self._sampler.filtered(),
-            decode_seconds=self._work.cpu_seconds,
-            num_dropped_frames=self._pictures.num_dropped,
-        )
+    def take_on(
+        self, plans: dict[int, ClipPlan], spans: Sequence[TimeSpan] | None
+    ) -> Iterator[Item]:
+        """Begin outputs; gives the ends of those that cannot be served."""
+        for number, plan in plans.items():
+            scaler = self._scalers.of(plan)
+            try:
+                self._open[number] = OutputPass(
+                    plan, self._announced, self._limits, scaler, spans, self._new_frames
+                )
+            except VideoError as error:
+                yield number, error
+        thresholds = {output.cut_threshold for output in self._open.values()}
+        self._cuts = {value: CutDetector(value) for value in thresholds if value is not None}
+
+    def run(self, data: bytes) -> Iterator[Item]:
+        """Decode until no output needs another frame."""
+        with open_video(data, self._limits) as container:
+            try:
+                for seconds, frame in self._pictures.shown(container):
+                    yield from self._refusals()
+                    yield from self._show(seconds, frame)
+                    if not self._open:
+                        return
+                end_seconds = self._pictures.end_seconds()
+            except VideoError:
+                yield from self._refusals()
+                if not self._open:
+                    return
+                raise
+            yield from self._each(lambda output: output.finish(end_seconds), is_last=True)
 
     def _describe(self, stream: VideoStream, frame: VideoFrame) -> None:
-        self._source = described(self._announced, self._scaler.geometry(frame), stream, frame)
+        """The first frame: it may be one that some output cannot have."""
+        for number, output in self._open.items():
+            try:
+                output.describe(stream, frame)
+            except VideoError as error:
+                self._refused[number] = error
 
+    def _refusals(self) -> Iterator[Item]:
+        refused, self._refused = self._refused, {}
+        for number, error in refused.items():
+            del self._open[number]
+            yield number, error
 
-def described(
-    announced: Announced, geometry: Geometry, stream: VideoStream, frame: VideoFrame
-) -> SourceInfo:
-    """What is known of a video at its first frame; its frames are still to be counted."""
-    rate = announced.mean_rate
-    return SourceInfo(
-        width=geometry.shown_width,
-        height=geometry.shown_height,
-        fps=float(rate) if rate is not None else 0.0,
-        num_frames=0,
-        duration_seconds=float(announced.duration_seconds),
-        codec=stream.codec_context.name,
-        pixel_format=frame.format.name,
-    )
+    def _show(self, seconds: Fraction, frame: VideoFrame) -> Iterator[Item]:
+        needed = {output.cut_threshold for output in self._open.values()}
+        cuts = {value for value, at in self._cuts.items() if value in needed and at.is_cut(frame)}
+        yield from self._each(
+            lambda output: output.add(seconds, frame, is_cut=output.cut_threshold in cuts)
+        )
+        self._scalers.forget()
+
+    def _each(
+        self, step: Callable[[OutputPass], Iterator[Clip]], *, is_last: bool = False
+    ) -> Iterator[Item]:
+        """The same step for every output; those that end by it end here."""
+        for number, output in tuple(self._open.items()):
+            try:
+                for clip in step(output):
+                    yield number, clip
+            except VideoError as error:
+                del self._open[number]
+                yield number, error
+                continue
+            if is_last or output.is_done:
+                del self._open[number]
+                yield number, output.summary(self._pictures, self._work)

@@ -34,30 +34,31 @@ import av.logging
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.decode import decode_clips
+from pipeline.decode import Item, NewFrames, decode_clips
 from pipeline.decode_image import decode_image
 from pipeline.decode_messages import (
     Message,
     clip_message,
+    end_message,
     read_settings,
     read_spans,
     receive,
     send,
-    summary_message,
 )
 from pipeline.errors import VideoError
-from pipeline.records import Clip, ClipPlan, DecodeSummary, TimeSpan, VideoLimits
+from pipeline.records import Clip, ClipPlan, TimeSpan, VideoLimits, slot_bytes
 
 Decode = Callable[
     [
         bytes,
-        ClipPlan,
+        Sequence[ClipPlan],
         VideoLimits,
         Callable[[], None],
-        Callable[[tuple[int, ...]], npt.NDArray[np.uint8]],
+        NewFrames,
         Sequence[TimeSpan] | None,
+        Sequence[int],
     ],
-    Iterator[Clip | DecodeSummary],
+    Iterator[Item],
 ]
 
 _MAYBE_MEMORY = ("not_a_video", "no_video_stream", "no_frames", "decode_error")
@@ -71,12 +72,12 @@ class Ring:
 
     Args:
         descriptor: the memory file; it may be closed afterwards.
-        plan: gives the size of a slot, that of the largest clip.
+        slot_bytes: that of the largest clip of all.
         num_slots: clips that fit.
     """
 
-    def __init__(self, descriptor: int, plan: ClipPlan, num_slots: int) -> None:
-        size = _HEADER_BYTES + num_slots * plan.clip_bytes
+    def __init__(self, descriptor: int, slot_bytes: int, num_slots: int) -> None:
+        size = _HEADER_BYTES + num_slots * slot_bytes
         if os.fstat(descriptor).st_size < size:
             os.ftruncate(descriptor, size)
         # Never closed by hand: arrays on it keep it alive, and the last one unmaps it.
@@ -84,7 +85,7 @@ class Ring:
         self._counters = np.frombuffer(memory, np.uint64, count=3)
         self.num_bytes = size
         pixels = np.frombuffer(memory, np.uint8, offset=_HEADER_BYTES)
-        self._slots = pixels.reshape(num_slots, plan.clip_bytes)
+        self._slots = pixels.reshape(num_slots, slot_bytes)
 
     def clip(self, slot: int, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
         """The clip in a slot, uint8 ``[T, H, W, 3]``, not copied.
@@ -134,8 +135,8 @@ class _Child:
         self, connection: socket.socket, ring_fd: int, video_fd: int, decode: Decode
     ) -> None:
         self._connection, self._video_fd, self._decode = connection, video_fd, decode
-        self._plan, self._limits, num_slots = read_settings(receive(connection))
-        self._ring = Ring(ring_fd, self._plan, num_slots)
+        self._plans, self._limits, num_slots = read_settings(receive(connection))
+        self._ring = Ring(ring_fd, slot_bytes(self._plans), num_slots)
         self._free = deque(range(num_slots))
         self._slot: int | None = None
 
@@ -147,45 +148,57 @@ class _Child:
             if message["kind"] == "release":
                 self._free.append(message["slot"])
             else:
-                send(self._connection, self._verdict(message))
+                self._decode_video(message)
 
-    def _verdict(self, message: Message) -> Message:
+    def _decode_video(self, message: Message) -> None:
+        """Send the clips and ends of a video, the last end when all of it was cleared away."""
+        held: list[Message] = []
+        still_open = list(message["outputs"])
         try:
             limit_memory(message["memory_bytes"])
-            decode = decode_image if message["kind"] == "image" else self._decode
-            return summary_message(self._clips(decode, message))
-        except VideoError as error:
-            reason, text = error.reason, error.message
-            if reason in _MAYBE_MEMORY and is_memory_short(message["memory_bytes"]):
-                reason = "memory"
-        except MemoryError:
-            reason, text = "memory", f"needs more than {message['memory_bytes']} bytes"
+            self._send_items(message, still_open, held)
+        except (VideoError, MemoryError) as error:
+            verdict = self._verdict(error, message["memory_bytes"])
+            held += [end_message(verdict, output) for output in still_open]
         finally:
             gc.collect()  # containers hold themselves: else the next video would pay for this one
             limit_memory(None)
         if self._slot is not None:  # taken for a clip that was never finished
             self._free.append(self._slot)
             self._slot = None
-        return {"kind": "failed", "reason": reason, "message": text}
+        for end in held:
+            send(self._connection, end)
 
-    def _clips(self, decode: Decode, message: Message) -> DecodeSummary:
-        summary: DecodeSummary | None = None
-        for item in decode(
+    def _send_items(self, message: Message, still_open: list[int], held: list[Message]) -> None:
+        decode = decode_image if message["kind"] == "image" else self._decode
+        for output, item in decode(
             self._read_video(message["num_bytes"]),
-            self._plan,
+            self._plans,
             self._limits,
             self._ring.count_progress,
             self._next_slot,
             read_spans(message),
+            tuple(still_open),
         ):
-            if isinstance(item, DecodeSummary):
-                summary = item
+            if isinstance(item, Clip):
+                assert self._slot is not None
+                send(self._connection, clip_message(item, self._slot, output))
+                self._slot = None
                 continue
-            assert self._slot is not None
-            send(self._connection, clip_message(item, self._slot))
-            self._slot = None
-        assert summary is not None
-        return summary
+            still_open.remove(output)
+            if still_open:
+                send(self._connection, end_message(item, output))
+            else:
+                held.append(end_message(item, output))
+        assert not still_open
+
+    @staticmethod
+    def _verdict(error: VideoError | MemoryError, memory_bytes: int) -> VideoError:
+        if isinstance(error, MemoryError):
+            return VideoError("memory", f"needs more than {memory_bytes} bytes")
+        if error.reason in _MAYBE_MEMORY and is_memory_short(memory_bytes):
+            return VideoError("memory", error.message)
+        return error
 
     def _read_video(self, num_bytes: int) -> bytes:
         with open(self._video_fd, "rb", closefd=False) as file:

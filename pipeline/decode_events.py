@@ -1,4 +1,7 @@
-"""What a `pipeline.decode_pool.DecodePool` tells its callers."""
+"""What a `pipeline.decode_pool.DecodePool` tells its callers.
+
+Of every output that a video was submitted for, exactly one `VideoDecoded` or `VideoFailed` comes.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pipeline.records import Clip, DecodeSummary
 
 @dataclass(frozen=True, slots=True)
 class ClipDecoded:
-    """One clip of a video; clips of one rate come in order."""
+    """One clip of a video; clips of one rate of an output come in order."""
 
     ticket: int
     """The video, as named in `DecodePool.submit`."""
@@ -18,29 +21,38 @@ class ClipDecoded:
     """Its ``frames`` lie in the child's ring: valid until ``release()``."""
     release: Callable[[], None]
     """To be called once, from any thread, when the frames were used or copied."""
+    output: int = 0
+    """The plan that it is of."""
 
 
 @dataclass(frozen=True, slots=True)
 class VideoRetried:
-    """The video's child was lost: forget its clips so far (but release them); all come again."""
+    """The video's child was lost: some clips so far are to be forgotten (but released).
+
+    They come again, all of them; an output that has ended stays ended.
+    """
 
     ticket: int
     """The video."""
+    outputs: tuple[int, ...] = (0,)
+    """The outputs whose clips are meant: those that have not ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class VideoDecoded:
-    """The video is done; its last clip came before this."""
+    """An output of the video is done; its last clip came before this."""
 
     ticket: int
     """The video."""
     summary: DecodeSummary
     """How it went."""
+    output: int = 0
+    """The plan that it is of."""
 
 
 @dataclass(frozen=True, slots=True)
 class VideoFailed:
-    """The video is condemned; its clips so far are to be forgotten (and released)."""
+    """An output is condemned; its clips so far are to be forgotten (and released)."""
 
     ticket: int
     """The video."""
@@ -48,6 +60,8 @@ class VideoFailed:
     """One of `pipeline.decode.REASONS` or `CHILD_REASONS`."""
     message: str
     """What happened, for a person."""
+    output: int = 0
+    """The plan that it is of."""
 
 
 Event = ClipDecoded | VideoRetried | VideoDecoded | VideoFailed

@@ -17,7 +17,8 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
-from pipeline.decode import RgbFrames, Work, described
+from pipeline.decode import Item, NewFrames
+from pipeline.decode_pictures import Work, described
 from pipeline.errors import VideoError
 from pipeline.exif import exif_orientation, is_animated_webp
 from pipeline.limits import check_pixels, ffmpeg_max_pixels
@@ -28,8 +29,9 @@ from pipeline.records import (
     DecodeSummary,
     TimeSpan,
     VideoLimits,
+    chosen_outputs,
 )
-from pipeline.scaling import RgbScaler
+from pipeline.scaling import RgbFrame, SharedScalers
 from pipeline.scan import Announced, describe, open_video, video_stream
 from pipeline.transforms import BT470BG, UNSPECIFIED
 
@@ -52,37 +54,56 @@ _STILL = Announced(
 
 def decode_image(
     data: bytes,
-    plan: ClipPlan,
+    plans: Sequence[ClipPlan],
     limits: VideoLimits,
     on_progress: Callable[[], None] = lambda: None,
-    new_frames: Callable[[tuple[int, ...]], RgbFrames] | None = None,
+    new_frames: NewFrames | None = None,
     spans: Sequence[TimeSpan] | None = None,
-) -> Iterator[Clip | DecodeSummary]:
-    """Yield the image as a clip ``[1, H, W, 3]`` at ``IMAGE_FPS``, then its `DecodeSummary`.
+    outputs: Sequence[int] | None = None,
+) -> Iterator[Item]:
+    """Yield for every output the image as a clip ``[1, H, W, 3]`` at ``IMAGE_FPS``, and its end.
 
-    Transparent pixels are laid on white. Grey, palettes and 16 bits become 8-bit RGB.
+    An end is a `DecodeSummary`, or a `VideoError` that concerns this output alone. Transparent
+    pixels are laid on white. Grey, palettes and 16 bits become 8-bit RGB.
 
     Args:
         data: the encoded file.
-        plan: sizes of clips; its rates and lengths are for videos.
+        plans: sizes of clips, one plan for each output; rates and lengths are for videos.
         limits: bounds; the no-progress and memory bounds are the caller's business.
         on_progress: called when the picture is decoded.
-        new_frames: gives the uint8 array that the clip is written to; by default a fresh one.
+        new_frames: gives the uint8 array that a clip is written to; by default a fresh one.
         spans: an image has no time: it belongs to the first of them; None: there are none.
+        outputs: places in ``plans`` of those that are wanted, ascending; None: all.
 
     Raises:
-        VideoError: with one of ``decode.REASONS``.
+        VideoError: with one of ``decode.REASONS``; it condemns every output that has not ended.
         MemoryError: FFmpeg or numpy could not allocate.
+        ValueError: ``outputs`` cannot be.
     """
-    work = Work(limits)
+    wanted = chosen_outputs(outputs, len(plans))
+    work = Work(limits, len(wanted))
     stream, frame = _decoded(data, limits)
     on_progress()
     work.check(1, frame.width * frame.height)
-    scaler = RgbScaler(plan, None, limits, orientation=exif_orientation(data))
-    source = described(_STILL, scaler.geometry(frame), stream, frame)
-    picture = scaler.rgb(opaque(frame))
+    scalers = SharedScalers(None, limits, orientation=exif_orientation(data))
+    blended: VideoFrame | None = None
+    for output in wanted:
+        scaler = scalers.of(plans[output])
+        try:
+            source = described(_STILL, scaler.geometry(frame), stream, frame)
+            blended = opaque(frame) if blended is None else blended
+            picture = scaler.rgb(blended)
+        except VideoError as error:
+            yield output, error
+            continue
+        yield output, _clip(picture, new_frames, span_index=0 if spans else None)
+        seconds = work.cpu_seconds
+        yield output, DecodeSummary(source=source, num_clips={IMAGE_FPS: 1}, decode_seconds=seconds)
+
+
+def _clip(picture: RgbFrame, new_frames: NewFrames | None, *, span_index: int | None) -> Clip:
     out = new_frames((1, *picture.shape)) if new_frames else None
-    yield Clip(
+    return Clip(
         fps=IMAGE_FPS,
         clip_index=0,
         num_real_frames=1,
@@ -90,9 +111,8 @@ def decode_image(
         end_seconds=0.0,
         frame_seconds=(0.0,),
         frames=np.stack([picture], out=out),
-        span_index=0 if spans else None,
+        span_index=span_index,
     )
-    yield DecodeSummary(source=source, num_clips={IMAGE_FPS: 1}, decode_seconds=work.cpu_seconds)
 
 
 def _decoded(data: bytes, limits: VideoLimits) -> tuple[VideoStream, VideoFrame]:

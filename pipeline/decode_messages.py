@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.errors import VideoError
 from pipeline.records import (
     IMAGE_FPS,
     Clip,
@@ -73,22 +74,29 @@ def receive(connection: socket.socket, *, wait: bool = True) -> Message:
     return message
 
 
-def settings_message(plan: ClipPlan, limits: VideoLimits, num_slots: int) -> Message:
+def settings_message(plans: Sequence[ClipPlan], limits: VideoLimits, num_slots: int) -> Message:
     """The first message to a child."""
-    plan_fields = dataclasses.asdict(plan) | {"tail": plan.tail.name, "mode": plan.mode.name}
-    return {"plan": plan_fields, "limits": dataclasses.asdict(limits), "num_slots": num_slots}
+    fields = [
+        dataclasses.asdict(plan) | {"tail": plan.tail.name, "mode": plan.mode.name}
+        for plan in plans
+    ]
+    return {"plans": fields, "limits": dataclasses.asdict(limits), "num_slots": num_slots}
 
 
-def read_settings(message: Message) -> tuple[ClipPlan, VideoLimits, int]:
+def read_settings(message: Message) -> tuple[tuple[ClipPlan, ...], VideoLimits, int]:
     """The inverse of `settings_message`; read by the child, which trusts its parent."""
-    fields = message["plan"]
-    fields |= {
+    plans = tuple(_plan(fields) for fields in message["plans"])
+    return plans, VideoLimits(**message["limits"]), message["num_slots"]
+
+
+def _plan(fields: Message) -> ClipPlan:
+    read = {
         "fps": tuple(fields["fps"]),
         "mode": SamplingMode[fields["mode"]],
         "tail": TailPolicy[fields["tail"]],
         "buckets": tuple((height, width) for height, width in fields["buckets"]),
     }
-    return ClipPlan(**fields), VideoLimits(**message["limits"]), message["num_slots"]
+    return ClipPlan(**fields | read)
 
 
 def video_message(
@@ -97,14 +105,24 @@ def video_message(
     spans: Sequence[TimeSpan] | None,
     *,
     is_image: bool = False,
+    outputs: Sequence[int] = (0,),
 ) -> Message:
-    """Work for a child: how long the video in its memory file is, and what clips lie within."""
+    """Work for a child: how long the video in its memory file is, what clips lie within, for whom.
+
+    Args:
+        num_bytes: of the video.
+        memory_bytes: that it may take.
+        spans: of the video.
+        is_image: it is an image.
+        outputs: places of the plans that are wanted.
+    """
     pairs = None if spans is None else [(span.start_seconds, span.end_seconds) for span in spans]
     return {
         "kind": "image" if is_image else "video",
         "num_bytes": num_bytes,
         "memory_bytes": memory_bytes,
         "spans": pairs,
+        "outputs": list(outputs),
     }
 
 
@@ -114,12 +132,25 @@ def read_spans(message: Message) -> tuple[TimeSpan, ...] | None:
     return None if pairs is None else tuple(TimeSpan(start, end) for start, end in pairs)
 
 
-def clip_message(clip: Clip, slot: int) -> Message:
-    """A clip without its pixels, which lie in the slot."""
+def clip_message(clip: Clip, slot: int, output: int = 0) -> Message:
+    """A clip of an output without its pixels, which lie in the slot."""
     fields = {f.name: getattr(clip, f.name) for f in dataclasses.fields(clip) if f.name != "frames"}
     if clip.pixels is not None:
         fields["pixels"] = dataclasses.astuple(clip.pixels)
-    return {"kind": "clip", "slot": slot, "shape": clip.frames.shape, "clip": fields}
+    place = {"output": output, "slot": slot, "shape": clip.frames.shape}
+    return {"kind": "clip", **place, "clip": fields}
+
+
+def read_output(message: Message, open_outputs: Sequence[int]) -> int:
+    """The output that a message is for.
+
+    Raises:
+        ValueError: it is not wanted, or has ended.
+    """
+    output = _whole(message, "output")
+    if output not in open_outputs:
+        raise ValueError(f"output {output} is not one of those that are open: {open_outputs}")
+    return output
 
 
 def read_clip(
@@ -155,14 +186,20 @@ def read_clip(
     return clip, _whole(message, "slot"), shape
 
 
-def summary_message(summary: DecodeSummary) -> Message:
-    """A summary as JSON: its numbers of clips as pairs, since JSON has no numeric keys."""
-    fields = dataclasses.asdict(summary) | {"num_clips": list(summary.num_clips.items())}
-    return {"kind": "decoded", "summary": fields}
+def end_message(end: DecodeSummary | VideoError, output: int = 0) -> Message:
+    """How an output ended; numbers of clips go as pairs, since JSON has no numeric keys."""
+    if isinstance(end, VideoError):
+        words = {"reason": end.reason, "message": end.message}
+        return {"kind": "failed", "output": output, **words}
+    return {"kind": "decoded", "output": output, "summary": _summary_fields(end)}
+
+
+def _summary_fields(summary: DecodeSummary) -> Message:
+    return dataclasses.asdict(summary) | {"num_clips": list(summary.num_clips.items())}
 
 
 def read_summary(message: Message, plan: ClipPlan, *, is_image: bool = False) -> DecodeSummary:
-    """The inverse of `summary_message`.
+    """The summary of an `end_message`.
 
     Raises:
         ValueError: it is no summary of a video under this plan.

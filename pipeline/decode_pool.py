@@ -7,7 +7,8 @@ long as the pool because the kernel kills a child when the *thread* that started
 A child that dies, makes no progress, takes too much or talks nonsense costs one video. That video
 is tried once more, alone: by a fresh child, with twice the limits, and that child is replaced
 afterwards, so that neither an earlier video can spoil the second try nor it a later one. A child
-that somebody else has killed says nothing of its video, which is then simply begun again.
+that somebody else has killed says nothing of its video, which is then simply begun again. Whenever
+a video comes again, it does so for those of its outputs that have not ended.
 
 A child whose ring is full waits for a clip to be released, for as long as it takes: that is the
 back pressure, and no lack of progress.
@@ -21,6 +22,7 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.connection import wait
 
@@ -33,10 +35,11 @@ from pipeline.decode_events import (
     VideoFailed,
     VideoRetried,
 )
-from pipeline.decode_messages import Message, read_summary, receive, text
-from pipeline.decode_process import ChildProcess, Job
+from pipeline.decode_job import Answers, Job
+from pipeline.decode_messages import Message, read_output, read_summary, receive, text
+from pipeline.decode_process import ChildProcess
 from pipeline.errors import RunError
-from pipeline.records import ClipPlan, TimeSpan, VideoLimits
+from pipeline.records import ClipPlan, TimeSpan, VideoLimits, chosen_outputs, slot_bytes
 
 CHILD_REASONS = ("no_progress", "crash", "memory")
 """Reasons of the pool, beside `pipeline.decode.REASONS`: what a video did to its child."""
@@ -58,7 +61,7 @@ class DecodePool:
 
     Args:
         num_children: processes, each with one video at a time.
-        plan: which clips to make of every video.
+        plans: which clips to make of every video, one plan for each output.
         limits: what one video may cost.
         ring_bytes: shared memory of one child for clips that wait to be released; at least two
             clips are made to fit, and at most `MAX_SLOTS` are used.
@@ -74,7 +77,7 @@ class DecodePool:
         self,
         *,
         num_children: int,
-        plan: ClipPlan,
+        plans: Sequence[ClipPlan],
         limits: VideoLimits,
         ring_bytes: int = 32 << 20,
         max_videos_per_child: int = 500,
@@ -83,8 +86,10 @@ class DecodePool:
     ) -> None:
         if num_children < 1:
             raise ValueError(f"a decode pool needs at least 1 child, got {num_children}")
-        self._wanted, self._plan, self._limits = num_children, plan, limits
-        self._num_slots = min(MAX_SLOTS, max(2, ring_bytes // plan.clip_bytes))
+        if not plans:
+            raise ValueError("a decode pool needs at least 1 plan, got none")
+        self._wanted, self._plans, self._limits = num_children, tuple(plans), limits
+        self._num_slots = min(MAX_SLOTS, max(2, ring_bytes // slot_bytes(plans)))
         self._max_videos, self._max_rss_bytes = max_videos_per_child, max_child_rss_bytes
         self._child_module = child_module
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
@@ -164,6 +169,7 @@ class DecodePool:
         spans: tuple[TimeSpan, ...] | None = None,
         *,
         is_image: bool = False,
+        outputs: tuple[int, ...] | None = None,
     ) -> None:
         """Queue a video; never waits, so the caller bounds what is in flight.
 
@@ -172,9 +178,11 @@ class DecodePool:
             data: the encoded file, kept until the video is done.
             spans: its clips lie within one of these; None: anywhere.
             is_image: it is an image: one clip of one frame.
+            outputs: places of the plans that are wanted of it, ascending; None: all.
         """
         self._raise_if_broken()
-        self._submitted.append(Job(ticket, data, spans=spans, is_image=is_image))
+        wanted = chosen_outputs(outputs, len(self._plans))
+        self._submitted.append(Job(ticket, data, spans=spans, is_image=is_image, outputs=wanted))
         self._wake()
 
     def next_event(self, timeout_seconds: float) -> Event | None:
@@ -233,7 +241,7 @@ class DecodePool:
             self._remove(child)
         while len(self._children) < self._wanted and time.monotonic() >= self._start_again_at:
             self._children.append(
-                ChildProcess(self._child_module, self._plan, self._limits, self._num_slots)
+                ChildProcess(self._child_module, self._plans, self._limits, self._num_slots)
             )
 
     def _assign(self) -> None:
@@ -281,33 +289,42 @@ class DecodePool:
         Raises:
             ValueError: no honest child says that.
         """
-        kind, job = text(message, "kind"), child.job
+        kind, answers = text(message, "kind"), child.answers
         if kind == "ready" and not child.is_ready:
             child.is_ready, self._failed_starts, self._failing_since = True, 0, None
             return
-        if job is None:
+        if answers is None:
             raise ValueError(f"{kind} without a video")
+        output, ticket = read_output(message, answers.open_outputs), answers.job.ticket
         if kind == "clip":
-            clip, release = child.take_clip(message)
-            self._events.put(ClipDecoded(job.ticket, clip, release))
-            if sum(child.num_clips.values()) > self._limits.clips:
+            clip, release = child.take_clip(message, output)
+            self._events.put(ClipDecoded(ticket, clip, release, output))
+            if sum(answers.num_clips(output).values()) > self._limits.clips:
                 raise ValueError(f"more than {self._limits.clips} clips")
         elif kind == "decoded":
-            summary = read_summary(message, self._plan, is_image=job.is_image)
-            if {fps: n for fps, n in summary.num_clips.items() if n} != child.num_clips:
-                raise ValueError(f"gave {child.num_clips} clips, counts {summary.num_clips}")
-            self._finish(child, VideoDecoded(job.ticket, summary))
+            summary = read_summary(message, self._plans[output], is_image=answers.job.is_image)
+            answers.check_counts(output, summary)
+            self._end(child, answers, VideoDecoded(ticket, summary, output))
         elif (reason := text(message, "reason")) in CHILD_REASONS:
             self._lose(child, reason, text(message, "message"))
         elif reason in REASONS:
-            self._finish(child, VideoFailed(job.ticket, reason, text(message, "message")))
+            failed = VideoFailed(ticket, reason, text(message, "message"), output)
+            self._end(child, answers, failed)
         else:
             raise ValueError(f"{kind} for reason {reason!r}")
 
-    def _finish(self, child: ChildProcess, event: VideoDecoded | VideoFailed) -> None:
-        """A video's last event; counters are up to date when it is given out."""
+    def _end(
+        self, child: ChildProcess, answers: Answers, event: VideoDecoded | VideoFailed
+    ) -> None:
+        """An output's last event; counters are up to date when a video's last is given out."""
+        answers.end(event.output)
+        if not answers.open_outputs:
+            self._finish(child)
+        self._events.put(event)
+
+    def _finish(self, child: ChildProcess) -> None:
         self._count_use(child)
-        child.job = None
+        child.answers = None
         if (
             child.is_spent
             or child.num_videos >= self._max_videos
@@ -315,7 +332,6 @@ class DecodePool:
         ):
             self.num_recycled += 1
             self._remove(child)
-        self._events.put(event)
 
     def _count_use(self, child: ChildProcess) -> None:
         self._busy_seconds += time.monotonic() - child.began_at
@@ -339,10 +355,10 @@ class DecodePool:
         self, child: ChildProcess, reason: str, message: str, *, was_killed: bool = False
     ) -> None:
         """Replace a child; its video gets a second chance, or is condemned."""
-        job = child.job
+        job = None if child.answers is None else child.answers.rest()
         if job is not None:
             self._count_use(child)
-        child.job = None
+        child.answers = None
         self._remove(child)
         self.num_restarts += 1
         if not child.is_ready:
@@ -352,7 +368,8 @@ class DecodePool:
         elif job is not None and job.factor == 1:
             self._try_again(replace(job, factor=2))
         elif job is not None:
-            self._events.put(VideoFailed(job.ticket, reason, message))
+            for output in job.outputs:
+                self._events.put(VideoFailed(job.ticket, reason, message, output))
 
     def _note_failed_start(self, message: str, *, was_killed: bool) -> None:
         now = time.monotonic()
@@ -364,7 +381,7 @@ class DecodePool:
 
     def _try_again(self, job: Job) -> None:
         self._retries.append(job)
-        self._events.put(VideoRetried(job.ticket))
+        self._events.put(VideoRetried(job.ticket, job.outputs))
 
     def _remove(self, child: ChildProcess) -> None:
         self._peak_rss_bytes = max(self._peak_rss_bytes, child.peak_rss_bytes())

@@ -14,12 +14,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.decode_child import Ring
+from pipeline.decode_job import Answers, Job
 from pipeline.decode_messages import (
     Message,
     read_clip,
@@ -28,7 +27,7 @@ from pipeline.decode_messages import (
     socket_pair,
     video_message,
 )
-from pipeline.records import Clip, ClipPlan, TimeSpan, VideoLimits
+from pipeline.records import Clip, ClipPlan, VideoLimits, slot_bytes
 
 _STDERR_BYTES = 4096
 _INHERITED = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
@@ -40,40 +39,24 @@ REAP_SECONDS = 5.0
 """Longest wait for a process that was killed, or has closed its socket."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A video that is to be decoded."""
-
-    ticket: int
-    """Its name in events."""
-    data: bytes
-    """The encoded file."""
-    factor: int = 1
-    """On the limits: 1 the first time, 2 the second and last time."""
-    num_kills: int = 0
-    """Children that somebody else killed while they had it."""
-    spans: tuple[TimeSpan, ...] | None = None
-    """Its clips lie within one of these; None: anywhere."""
-    is_image: bool = False
-    """It is an image: one clip of one frame."""
-
-
 class ChildProcess:
     """Starts when it is made; to be ended by `kill`.
 
     Args:
         module: run as ``python -m``.
-        plan: the child's plan.
+        plans: the child's plans, one for each output.
         limits: the child's limits.
         num_slots: clips that its ring holds.
     """
 
-    def __init__(self, module: str, plan: ClipPlan, limits: VideoLimits, num_slots: int) -> None:
-        self._plan, self._limits, self._num_slots = plan, limits, num_slots
+    def __init__(
+        self, module: str, plans: Sequence[ClipPlan], limits: VideoLimits, num_slots: int
+    ) -> None:
+        self._plans, self._limits, self._num_slots = plans, limits, num_slots
         self.connection, theirs = socket_pair()
         ring_fd = os.memfd_create("clips", os.MFD_CLOEXEC)
         self._video_fd = os.memfd_create("video", os.MFD_CLOEXEC)
-        self.ring = Ring(ring_fd, plan, num_slots)
+        self.ring = Ring(ring_fd, slot_bytes(plans), num_slots)
         self.process = self._spawn(module, theirs.fileno(), ring_fd, self._video_fd)
         theirs.close()
         os.close(ring_fd)
@@ -84,11 +67,10 @@ class ChildProcess:
         self._lock = threading.Lock()
         self._is_alive = True
         self._held: set[int] = set()
-        self._num_clips: Counter[float] = Counter()
         self.is_ready = False
         """It has imported what it needs and takes videos."""
-        self.job: Job | None = None
-        """The video that it has."""
+        self.answers: Answers | None = None
+        """What it has given of the video that it has; None: it has none."""
         self.num_videos = 0
         """Videos handed to it so far."""
         self.is_spent = False
@@ -99,7 +81,7 @@ class ChildProcess:
         self._full_at_begin_seconds = 0.0
         self._progress = 0
         with contextlib.suppress(ConnectionError):  # already dead: its socket's end tells
-            send(self.connection, settings_message(plan, limits, num_slots), wait=False)
+            send(self.connection, settings_message(plans, limits, num_slots), wait=False)
 
     @staticmethod
     def _spawn(module: str, socket_fd: int, ring_fd: int, video_fd: int) -> subprocess.Popen[bytes]:
@@ -122,11 +104,16 @@ class ChildProcess:
             env=inherited | threads | {"PYTHONPATH": path},
         )
 
+    @property
+    def job(self) -> Job | None:
+        """The video that it has."""
+        answers = self.answers
+        return None if answers is None else answers.job
+
     def begin(self, job: Job) -> None:
         """Hand over a video; a child that has just died is noticed by its socket."""
-        self.job = job
         self.num_videos += 1
-        self._num_clips.clear()
+        self.answers = Answers(job)
         self._moved_at = self.began_at = time.monotonic()
         self._rss_at_begin_bytes = self.rss_bytes()
         self._cpu_at_begin_seconds = self.cpu_seconds()
@@ -136,33 +123,29 @@ class ChildProcess:
         while view:
             view = view[os.pwrite(self._video_fd, view, len(job.data) - len(view)) :]
         memory_bytes = job.factor * self._limits.child_memory_bytes
-        message = video_message(len(job.data), memory_bytes, job.spans, is_image=job.is_image)
+        message = video_message(
+            len(job.data), memory_bytes, job.spans, is_image=job.is_image, outputs=job.outputs
+        )
         with self._lock, contextlib.suppress(ConnectionError, BlockingIOError):
             send(self.connection, message, wait=False)
 
-    def take_clip(self, message: Message) -> tuple[Clip, Callable[[], None]]:
-        """The clip of a message, and what releases its slot.
+    def take_clip(self, message: Message, output: int) -> tuple[Clip, Callable[[], None]]:
+        """The clip of a message for an open output, and what releases its slot.
 
         Raises:
             ValueError: the message is wrong, or it is not this clip's turn.
         """
-        is_image = self.job is not None and self.job.is_image
-        clip, slot, shape = read_clip(message, self._plan, is_image=is_image)
+        answers = self.answers
+        assert answers is not None
+        plan = self._plans[output]
+        clip, slot, shape = read_clip(message, plan, is_image=answers.job.is_image)
         with self._lock:
             if slot >= self._num_slots or slot in self._held:
                 raise ValueError(f"slot {slot} is not free")
-            if not _is_span(clip.span_index, self.job):
-                raise ValueError(f"span {clip.span_index} is not one of its video's")
-            if clip.clip_index != self._num_clips[clip.fps]:
-                raise ValueError(f"clip {clip.clip_index} at {clip.fps} fps comes out of order")
+            answers.check(output, clip)
             self._held.add(slot)
-            self._num_clips[clip.fps] += 1
+        answers.count(output, clip)
         return clip.with_frames(self.ring.clip(slot, shape)), self._releaser(slot)
-
-    @property
-    def num_clips(self) -> dict[float, int]:
-        """Clips of its video so far, by rate."""
-        return dict(self._num_clips)
 
     def _releaser(self, slot: int) -> Callable[[], None]:
         """What gives this slot back, once; without effect on a child that is gone."""
@@ -195,8 +178,9 @@ class ChildProcess:
 
     def trouble(self, now: float) -> tuple[str, str] | None:
         """Reason and message when its video must be taken from it; None while all is well."""
-        assert self.job is not None
-        factor, limits = self.job.factor, self._limits
+        job, limits = self.job, self._limits
+        assert job is not None
+        factor = job.factor
         progress = self.ring.progress
         if progress != self._progress or self.is_waiting:
             self._progress, self._moved_at = progress, now
@@ -204,7 +188,8 @@ class ChildProcess:
         if now - self._moved_at > still:
             return "no_progress", f"no packet and no frame for {still:g} s"
         # The child looks after both of these itself, unless a library goes around it.
-        seconds = factor * (limits.cpu_seconds + limits.no_progress_seconds)
+        cpu_seconds = limits.cpu_seconds * len(job.outputs)
+        seconds = factor * (cpu_seconds + limits.no_progress_seconds)
         if self.cpu_seconds() - self._cpu_at_begin_seconds > seconds:
             return "too_much_work", f"not decoded after {seconds:g} s of CPU time"
         seconds *= WALL_PER_CPU
@@ -271,11 +256,6 @@ class ChildProcess:
         assert self.process.stderr is not None
         self.process.stderr.close()
         os.close(self._video_fd)
-
-
-def _is_span(index: int | None, job: Job | None) -> bool:
-    spans = None if job is None else job.spans
-    return index is None if spans is None else index is not None and index < len(spans)
 
 
 def _signal_name(number: int) -> str:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.decode import decode_clips
+from pipeline.decode import decode_plan
 from pipeline.errors import ConfigError
 from pipeline.png import png
 from pipeline.records import Clip, ClipPlan, TailPolicy, VideoLimits
@@ -79,7 +79,7 @@ def read_clips(
         tail=TailPolicy[tail],
         buckets=((config.resolution, config.resolution),),
     )
-    *found, summary = decode_clips(Path(path).read_bytes(), plan, VideoLimits())
+    *found, summary = decode_plan(Path(path).read_bytes(), plan, VideoLimits())
     clips = [clip for clip in found if isinstance(clip, Clip)]
     assert not isinstance(summary, Clip)
     for rate in plan.fps:

@@ -7,6 +7,7 @@ Shapes: T frames, H rows, W columns before the encoder; t h w after it.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -88,6 +89,26 @@ class ClipPlan:
     def clip_bytes(self) -> int:
         """Size of the largest clip, uint8 ``[T, H, W, 3]``."""
         return self.clip_frames * max(height * width for height, width in self.buckets) * 3
+
+
+def slot_bytes(plans: Sequence[ClipPlan]) -> int:
+    """Size of the largest clip of all plans."""
+    return max(plan.clip_bytes for plan in plans)
+
+
+def chosen_outputs(outputs: Sequence[int] | None, num_plans: int) -> tuple[int, ...]:
+    """The outputs that are wanted, out of one for each plan; None: all.
+
+    >>> chosen_outputs(None, 3), chosen_outputs([0, 2], 3)
+    ((0, 1, 2), (0, 2))
+
+    Raises:
+        ValueError: none is wanted, or they do not ascend, or there is no such plan.
+    """
+    chosen = tuple(range(num_plans)) if outputs is None else tuple(outputs)
+    if not chosen or list(chosen) != sorted(set(chosen) & set(range(num_plans))):
+        raise ValueError(f"outputs must ascend within 0..{num_plans - 1}, got {list(chosen)}")
+    return chosen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +214,6 @@ class DecodeSummary:
     filtered: dict[str, int] = field(default_factory=dict)
     """Reason -> number of target rates at which the healthy video gave no clip."""
     decode_seconds: float = 0.0
-    """CPU seconds of the child."""
+    """CPU seconds of the pass up to here, whatever else it served."""
     num_dropped_frames: int = 0
     """Frames left out because their timestamps jump back too far to be put in order."""

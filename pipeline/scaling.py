@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from fractions import Fraction
 from typing import Any
 
@@ -143,6 +144,73 @@ class RgbScaler:
             return None, None
         color_range = frame.color_range or ColorRange.MPEG
         return scaler_matrix(frame.colorspace, frame.height), int(color_range)
+
+
+class SharedScaler:
+    """An `RgbScaler` whose last picture is there for the next who asks for it.
+
+    Args:
+        scaler: makes it; nobody changes what it made.
+    """
+
+    def __init__(self, scaler: RgbScaler) -> None:
+        self.geometry = scaler.geometry
+        self._scaler = scaler
+        self._last: tuple[VideoFrame, RgbFrame] | None = None
+
+    def rgb(self, frame: VideoFrame) -> RgbFrame:
+        """As `RgbScaler.rgb`, with the crop in the centre; not to be written to.
+
+        Raises:
+            VideoError: ``too_many_pixels``.
+        """
+        if self._last is None or self._last[0] is not frame:
+            self._last = None
+            self._last = frame, self._scaler.rgb(frame)
+        return self._last[1]
+
+    def forget(self) -> None:
+        """Nobody asks for the last picture again: let its memory go."""
+        self._last = None
+
+
+class SharedScalers:
+    """One scaler for all plans whose clips look the same.
+
+    Args:
+        pixel_aspect: shape of coded pixels.
+        limits: bounds.
+        orientation: a turn that replaces the tags'.
+    """
+
+    def __init__(
+        self,
+        pixel_aspect: Fraction | None,
+        limits: VideoLimits,
+        *,
+        orientation: Orientation | None = None,
+    ) -> None:
+        self._pixel_aspect, self._limits, self._orientation = pixel_aspect, limits, orientation
+        self._by_look: dict[Hashable, SharedScaler] = {}
+
+    def of(self, plan: ClipPlan) -> SharedScaler:
+        """The scaler for this plan."""
+        look = _look(plan)
+        if look not in self._by_look:
+            self._by_look[look] = SharedScaler(
+                RgbScaler(plan, self._pixel_aspect, self._limits, orientation=self._orientation)
+            )
+        return self._by_look[look]
+
+    def forget(self) -> None:
+        """The frame at hand is done with."""
+        for scaler in self._by_look.values():
+            scaler.forget()
+
+
+def _look(plan: ClipPlan) -> Hashable:
+    """All of a plan that says which pixels a frame becomes."""
+    return plan.buckets
 
 
 def orientation(frame: VideoFrame) -> Orientation:

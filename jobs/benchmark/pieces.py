@@ -15,7 +15,7 @@ from typing import Any
 
 from jobs.benchmark.clock import clocked
 from jobs.benchmark.workload import Figures, Job, plan_of, run_config, some_clips, worker_spec
-from pipeline.decode import decode_clips
+from pipeline.decode import decode_plan
 from pipeline.records import Clip, ClipPlan, VideoLimits
 
 START_SECONDS = 300.0
@@ -54,7 +54,7 @@ def _decode(plan: ClipPlan, shards: list[str], gun: Any, turn: Any, done: Any) -
     videos = _videos(shards)
 
     def num_clips(data: bytes) -> int:
-        items = decode_clips(
+        items = decode_plan(
             data,
             plan,
             VideoLimits(),

@@ -77,10 +77,10 @@ def _read(row: Row, spec: Any, folder: str) -> Iterator[Row]:
 
 
 def _decode(row: Row, spec: Any) -> Iterator[Row]:
-    from pipeline.decode import decode_clips
+    from pipeline.decode import decode_plan
     from pipeline.records import Clip, DecodeSummary
 
-    items = list(decode_clips(row["video"], spec.plan, spec.limits))
+    items = list(decode_plan(row["video"], spec.plan, spec.limits))
     summary = items.pop()
     assert isinstance(summary, DecodeSummary)
     about = {name: row[name] for name in ("shard", "key", "caption", "metadata")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.decode import decode_clips
+from pipeline.decode import decode_plan
 from pipeline.demo import demo_videos
 from pipeline.records import Clip, ClipPlan, TailPolicy, VideoLimits
 
@@ -26,6 +26,6 @@ def real_clips(num: int, *, frames: int, height: int, width: int) -> npt.NDArray
     found = []
     for video in demo_videos():
         if video.stem in WHOLE_VIDEOS[:num]:
-            clips = decode_clips(video.read_bytes(), plan, VideoLimits())
+            clips = decode_plan(video.read_bytes(), plan, VideoLimits())
             found += [clip.frames for clip in clips if isinstance(clip, Clip)]
     return np.stack([found[index % len(found)] for index in range(num)])

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.decode import decode_clips
+from pipeline.decode import decode_plan
 from pipeline.demo import demo_videos
 from pipeline.errors import VideoError
 from pipeline.records import Clip, ClipPlan, DecodeSummary, VideoLimits
@@ -90,7 +90,7 @@ def clips_by_video(plan: ClipPlan) -> dict[Path, int]:
     found = {}
     for path in demo_videos():
         try:
-            *_, summary = decode_clips(path.read_bytes(), plan, VideoLimits())
+            *_, summary = decode_plan(path.read_bytes(), plan, VideoLimits())
         except VideoError:
             continue
         assert isinstance(summary, DecodeSummary)
@@ -177,6 +177,6 @@ def some_clips(plan: ClipPlan) -> list[Clip]:
     items = [
         item
         for path in list(clips_by_video(plan))[:2]
-        for item in decode_clips(path.read_bytes(), plan, VideoLimits())
+        for item in decode_plan(path.read_bytes(), plan, VideoLimits())
     ]
     return [item for item in items if isinstance(item, Clip)]

@@ -10,7 +10,7 @@ import torch
 from av.video.frame import VideoFrame
 from torch import Tensor
 
-from pipeline.decode import Pictures, Work, scanned
+from pipeline.decode_pictures import Pictures, Work, scanned
 from pipeline.errors import VideoError
 from pipeline.png import png
 from pipeline.records import ClipPlan, TailPolicy, VideoLimits

@@ -37,7 +37,7 @@ def decode_frames(
     """
     found: dict[int, Clips] = {ticket: {} for ticket in videos}
     left, until = set(videos), time.monotonic() + seconds
-    with DecodePool(num_children=1, plan=plan, limits=limits) as pool:
+    with DecodePool(num_children=1, plans=(plan,), limits=limits) as pool:
         for ticket, content in videos.items():
             pool.submit(ticket, content, is_image=ticket in images)
         while left and (remaining := until - time.monotonic()) > 0:

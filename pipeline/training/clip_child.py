@@ -14,9 +14,18 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from pipeline.decode import Pictures, Work, described, scanned
+from pipeline.decode import Item, NewFrames
 from pipeline.decode_child import main
-from pipeline.records import Clip, ClipPlan, DecodeSummary, SourceInfo, TimeSpan, VideoLimits
+from pipeline.decode_pictures import Pictures, Work, described, scanned
+from pipeline.records import (
+    Clip,
+    ClipPlan,
+    DecodeSummary,
+    SourceInfo,
+    TimeSpan,
+    VideoLimits,
+    chosen_outputs,
+)
 from pipeline.scaling import RgbFrame, RgbScaler
 from pipeline.scan import DEFAULT_RATE, Announced, open_video
 from pipeline.training.draws import Draw, split_draws
@@ -26,26 +35,29 @@ from pipeline.transforms import center_crop_offset, drawn_offset
 
 def decode_drawn(
     job: bytes,
-    plan: ClipPlan,
+    plans: Sequence[ClipPlan],
     limits: VideoLimits,
     on_progress: Callable[[], None] = lambda: None,
-    new_frames: Callable[[tuple[int, ...]], RgbFrame] | None = None,
+    new_frames: NewFrames | None = None,
     spans: Sequence[TimeSpan] | None = None,
-) -> Iterator[Clip | DecodeSummary]:
+    outputs: Sequence[int] | None = None,
+) -> Iterator[Item]:
     """The drawn clips of a video in the order of the draws, then one ``DecodeSummary``.
 
     Args:
         job: of ``pipeline.training.draws.with_draws``.
-        plan: ``fps`` holds all rates that are drawn; T and the one size of clips count.
+        plans: one; its ``fps`` holds all rates that are drawn, T and the one size of clips count.
         limits: bounds on the video.
         on_progress: as in `pipeline.decode.decode_clips`.
         new_frames: as there.
         spans: None; the draws say where clips lie.
+        outputs: the one output, or None.
 
     Raises:
         VideoError: with one of `pipeline.decode.REASONS`.
     """
     assert spans is None
+    [output], [plan] = chosen_outputs(outputs, len(plans)), plans
     drawn, data = split_draws(job)
     work = Work(limits)
     announced = scanned(data, limits, on_progress)
@@ -66,14 +78,17 @@ def decode_drawn(
                 break
     counts: Counter[float] = Counter()
     for one, picker in zip(drawn, pickers, strict=True):
-        yield _clip(one, picker, counts[one.fps], new_frames)
+        yield output, _clip(one, picker, counts[one.fps], new_frames)
         counts[one.fps] += 1
     assert source is not None
-    yield DecodeSummary(
-        source=replace(source, num_frames=pictures.num_frames),
-        num_clips=dict(counts),
-        decode_seconds=work.cpu_seconds,
-        num_dropped_frames=pictures.num_dropped,
+    yield (
+        output,
+        DecodeSummary(
+            source=replace(source, num_frames=pictures.num_frames),
+            num_clips=dict(counts),
+            decode_seconds=work.cpu_seconds,
+            num_dropped_frames=pictures.num_dropped,
+        ),
     )
 
 
@@ -110,7 +125,7 @@ def _clip(
     draw: Draw,
     picker: SlotPicker[VideoFrame, RgbFrame],
     index: int,
-    new_frames: Callable[[tuple[int, ...]], RgbFrame] | None,
+    new_frames: NewFrames | None,
 ) -> Clip:
     shape = (len(picker.frames), *picker.frames[0].shape)
     start = float(picker.starts_at)

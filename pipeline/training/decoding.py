@@ -54,7 +54,7 @@ class DrawnClips:
         self._recipe = recipe
         self._pool = DecodePool(
             num_children=num_children,
-            plan=recipe.plan(),
+            plans=(recipe.plan(),),
             limits=limits,
             ring_bytes=ring_bytes,
             child_module="pipeline.training.clip_child",

@@ -31,8 +31,20 @@ def descriptor(name):
     return int(next(word for word in sys.argv if word.startswith(f"--{name}=")).split("=")[1])
 
 
-def decode(data, plan, limits, on_progress, new_frames, spans):
-    """``clips=N`` clips with their number in every pixel, then the trouble that is asked for."""
+def decode(data, plans, limits, on_progress, new_frames, spans, outputs):
+    """``clips=N`` clips with their number in every pixel, then the trouble that is asked for.
+
+    The outputs come one after the other; with ``last`` in its command, trouble comes at the last.
+    """
+    for output in outputs:
+        is_late = b"last" in data and output != outputs[-1]
+        command = data.split(b"last")[0] if is_late else data
+        for item in decode_output(command, plans[output], on_progress, new_frames):
+            yield output, item
+
+
+def decode_output(data, plan, on_progress, new_frames):
+    """What one output gets."""
     command = data.decode()
     num_clips = int(re.search(r"clips=(\d+)|$", command).group(1) or 0)
     for index in range(num_clips):
@@ -85,7 +97,7 @@ def decode(data, plan, limits, on_progress, new_frames, spans):
         kept = [np.ones(1 << 24, np.uint8) for _ in itertools.repeat(0, 64)]
         kept.clear()
     if "keep" in command:
-        decode.leak = np.ones(64 << 20, np.uint8)
+        decode_output.leak = np.ones(64 << 20, np.uint8)
     yield DecodeSummary(
         source=SOURCE, num_clips={plan.fps[0]: num_clips}, filtered={}, decode_seconds=0.5
     )

@@ -9,7 +9,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from pipeline.decode import decode_clips
+from pipeline.decode import decode_plan
 from pipeline.records import Clip, ClipPlan, DecodeSummary, TailPolicy, VideoLimits
 
 NUM_STRIPES = 8
@@ -105,7 +105,7 @@ def plan_of(*fps: float, clip_frames: int = 4, **changes: object) -> ClipPlan:
 def decoded(
     data: bytes, plan: ClipPlan, limits: VideoLimits | None = None
 ) -> tuple[list[Clip], DecodeSummary]:
-    *clips, summary = decode_clips(data, plan, limits or VideoLimits())
+    *clips, summary = decode_plan(data, plan, limits or VideoLimits())
     assert isinstance(summary, DecodeSummary)
     return clips, summary
 

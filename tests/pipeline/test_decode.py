@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pipeline.decode import decode_clips
+from pipeline.decode import decode_plan
 from pipeline.records import Clip, DecodeSummary, TailPolicy, VideoLimits
 from tests.pipeline.media import SIZE, decoded, encode, expected_picks, plan_of, read_numbers
 
@@ -166,7 +166,7 @@ def test_image_is_a_video_of_one_frame():
 def test_clips_are_written_where_the_caller_says():
     arrays = [np.zeros((4, SIZE, SIZE, 3), np.uint8) for _ in range(2)]
     supply = iter(arrays)
-    items = decode_clips(
+    items = decode_plan(
         encode(range(8)), plan_of(30), VideoLimits(), new_frames=lambda shape: next(supply)
     )
     clips = [item for item in items if isinstance(item, Clip)]
@@ -176,7 +176,7 @@ def test_clips_are_written_where_the_caller_says():
 
 def test_progress_counts_packets_and_frames():
     counter = itertools.count()
-    *_, summary = decode_clips(
+    *_, summary = decode_plan(
         encode(range(20)), plan_of(30), VideoLimits(), lambda: next(counter) and None
     )
     assert isinstance(summary, DecodeSummary)

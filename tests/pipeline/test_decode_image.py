@@ -25,7 +25,9 @@ ROW_ZERO = {  # of EXIF 2.3: where row 0 and column 0 of what is stored are seen
 
 
 def decoded(data: bytes, limits: VideoLimits | None = None, **plan) -> tuple[Clip, DecodeSummary]:
-    clip, summary = decode_image(data, media.plan_of(8.0, **plan), limits or VideoLimits())
+    (_, clip), (_, summary) = decode_image(
+        data, (media.plan_of(8.0, **plan),), limits or VideoLimits()
+    )
     assert isinstance(clip, Clip)
     assert isinstance(summary, DecodeSummary)
     return clip, summary
@@ -139,7 +141,7 @@ def test_exif_beside_the_frames_of_a_video_turns_them(orientation: int) -> None:
 def test_an_image_with_spans_belongs_to_the_first() -> None:
     spans = (TimeSpan(0.0), TimeSpan(1.0, 2.0))
     data = pictures.jpeg(pictures.corners())
-    clip = next(decode_image(data, media.plan_of(8.0), VideoLimits(), spans=spans))
+    _, clip = next(decode_image(data, (media.plan_of(8.0),), VideoLimits(), spans=spans))
     assert clip.span_index == 0
 
 

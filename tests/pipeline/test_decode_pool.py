@@ -33,7 +33,7 @@ def pool_of(num_children=1, *, module="tests.pipeline.decode_trouble", **options
     names = [field.name for field in dataclasses.fields(VideoLimits) if field.name in options]
     limits = VideoLimits(**bounds | {name: options.pop(name) for name in names})
     with DecodePool(
-        num_children=num_children, plan=PLAN, limits=limits, child_module=module, **options
+        num_children=num_children, plans=(PLAN,), limits=limits, child_module=module, **options
     ) as pool:
         yield pool
 

@@ -8,12 +8,12 @@ import pytest
 from pipeline.decode_events import VideoDecoded
 from pipeline.decode_messages import (
     clip_message,
+    end_message,
     read_clip,
     read_summary,
     receive,
     send,
     socket_pair,
-    summary_message,
 )
 from pipeline.records import Clip, DecodeSummary, SourceInfo
 from tests.pipeline.test_decode_pool import PLAN, events_until, kinds, of, pool_of, run
@@ -45,12 +45,18 @@ SUMMARY = {
 
 
 def clip(**changes):
-    message = {"kind": "clip", "slot": 0, "shape": [3, 8, 8, 3], "clip": CLIP | changes}
+    message = {
+        "kind": "clip",
+        "output": 0,
+        "slot": 0,
+        "shape": [3, 8, 8, 3],
+        "clip": CLIP | changes,
+    }
     return json.dumps({key: changes.get(key, value) for key, value in message.items()})
 
 
 def summary(**changes):
-    return json.dumps({"kind": "decoded", "summary": SUMMARY | changes})
+    return json.dumps({"kind": "decoded", "output": 0, "summary": SUMMARY | changes})
 
 
 @pytest.mark.parametrize(
@@ -58,7 +64,7 @@ def summary(**changes):
     [
         "no json",
         json.dumps({"kind": "surprise"}),
-        json.dumps({"kind": "failed", "reason": "empty", "message": 1}),
+        json.dumps({"kind": "failed", "output": 0, "reason": "empty", "message": 1}),
         clip(slot=99),
         clip(clip_index=1),
         summary(num_clips=[[8.0, 1]]),
@@ -141,7 +147,7 @@ def test_clip_of_an_image_that_is_none(changes, words):
 def test_summary_and_clip_come_through_as_they_were():
     source = SourceInfo(**SOURCE)
     sent = DecodeSummary(source=source, num_clips={8.0: 2}, filtered={"too_short": 1})
-    assert read_summary(json.loads(json.dumps(summary_message(sent))), PLAN) == sent
+    assert read_summary(json.loads(json.dumps(end_message(sent))), PLAN) == sent
     frames = np.zeros((3, 8, 8, 3), np.uint8)
     made = Clip(**CLIP | {"frame_seconds": (0.0, 0.1, 0.2)}, frames=frames)
     message = json.loads(json.dumps(clip_message(made, 5)))

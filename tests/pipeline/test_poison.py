@@ -33,7 +33,7 @@ SMALL_JPEG = poison.jpeg(64, 64)
 
 @pytest.fixture(scope="module")
 def pool():
-    with DecodePool(num_children=1, plan=PLAN, limits=LIMITS) as pool:
+    with DecodePool(num_children=1, plans=(PLAN,), limits=LIMITS) as pool:
         yield pool
 
 
@@ -166,7 +166,7 @@ def test_decoder_configuration_that_claims_two_gigabytes(pool):
 
 def test_index_of_millions_of_frames_takes_no_more_than_a_child_may():
     limits = VideoLimits(child_memory_bytes=40 << 20)
-    with DecodePool(num_children=1, plan=PLAN, limits=limits) as pool:
+    with DecodePool(num_children=1, plans=(PLAN,), limits=limits) as pool:
         event, _ = outcome(pool, poison.mp4_of_many_samples(5 * 10**6))
         assert event.reason in {"memory", "no_frames"}  # FFmpeg goes on without what it lacks
         assert pool.use().peak_rss_bytes < (2 * 40 << 20) + MUCH_BYTES
@@ -174,7 +174,7 @@ def test_index_of_millions_of_frames_takes_no_more_than_a_child_may():
 
 def test_what_needs_more_memory_than_a_child_may_take_is_condemned_after_a_second_try():
     limits = VideoLimits(child_memory_bytes=20 << 20)
-    with DecodePool(num_children=1, plan=PLAN, limits=limits) as pool:
+    with DecodePool(num_children=1, plans=(PLAN,), limits=limits) as pool:
         event, num_retries = outcome(pool, poison.attachment_of(45 << 20))
         assert event.reason == "memory"
         assert num_retries == 1
@@ -184,7 +184,7 @@ def test_what_needs_more_memory_than_a_child_may_take_is_condemned_after_a_secon
 
 def test_more_clips_than_allowed_are_refused_before_the_first():
     limits = VideoLimits(clips=6)
-    with DecodePool(num_children=1, plan=plan_of(25, stride_frames=1), limits=limits) as pool:
+    with DecodePool(num_children=1, plans=(plan_of(25, stride_frames=1),), limits=limits) as pool:
         pool.submit(0, HEALTHY)
         event = pool.next_event(60.0)
     assert isinstance(event, VideoFailed)
@@ -193,7 +193,7 @@ def test_more_clips_than_allowed_are_refused_before_the_first():
 
 def test_more_clips_than_allowed_at_all_rates_together():
     limits = VideoLimits(clips=7)
-    with DecodePool(num_children=1, plan=plan_of(25, 10), limits=limits) as pool:
+    with DecodePool(num_children=1, plans=(plan_of(25, 10),), limits=limits) as pool:
         pool.submit(0, HEALTHY)
         assert pool.next_event(60.0).reason == "too_many_clips"
 
@@ -208,7 +208,7 @@ def test_cpu_time_is_bounded_by_what_a_video_shows_and_by_the_limit():
 def test_video_that_takes_more_cpu_time_than_allowed():
     # every packet and every frame is progress: only the sum of them is too much
     limits = VideoLimits(cpu_seconds=0.05)
-    with DecodePool(num_children=1, plan=PLAN, limits=limits) as pool:
+    with DecodePool(num_children=1, plans=(PLAN,), limits=limits) as pool:
         pool.submit(0, poison.y4m(3_000, 16, 16))
         event = pool.next_event(60.0)
         while isinstance(event, ClipDecoded):
@@ -219,7 +219,7 @@ def test_video_that_takes_more_cpu_time_than_allowed():
 
 def test_child_inherits_no_credentials(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-of-the-test")
-    with DecodePool(num_children=1, plan=PLAN, limits=LIMITS) as pool:
+    with DecodePool(num_children=1, plans=(PLAN,), limits=LIMITS) as pool:
         outcome(pool, HEALTHY)
         (child,) = pool._children
         environment = Path(f"/proc/{child.process.pid}/environ").read_bytes()

@@ -16,15 +16,17 @@ from pipeline.storage import Storage
 from pipeline.verify import main as verify
 from tests.pipeline import runs
 
-ENTRIES = {
-    "wide": ("resolution: 64", ("sampling.resolution=64",)),
-    "rates": ("fps: [4, 8], encoder.batch_clips: 2", ("sampling.fps=[4,8]", "encoder.batch_clips=2")),
-    "film": ("mode: whole, sampling.clip_frames: 4", ("sampling.mode=whole", "sampling.clip_frames=4")),
-}  # fmt: skip
-"""Name -> what an entry of ``outputs`` says, and the same as a command line."""
-OUTPUTS = (
-    "outputs=[" + ", ".join(f"{{name: {n}, {text}}}" for n, (text, _) in ENTRIES.items()) + "]"
+ENTRIES: dict[str, dict[str, str]] = {
+    "wide": {"sampling.resolution": "64"},
+    "rates": {"sampling.fps": "[4,8]", "encoder.batch_clips": "2"},
+    "film": {"sampling.mode": "whole", "sampling.clip_frames": "4"},
+}
+"""Name -> what an entry of ``outputs`` says."""
+_SPELLED = (
+    f"{{name: {name}, {', '.join(f'{key}: {value}' for key, value in entry.items())}}}"
+    for name, entry in ENTRIES.items()
 )
+OUTPUTS = f"outputs=[{', '.join(_SPELLED)}]"
 COMMIT = ("commit.max_clips=3", "quality.sample_fraction=0.3")
 
 
@@ -42,13 +44,18 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 def alone(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """OUTs of runs of their own, by the name of the output."""
     folder = tmp_path_factory.mktemp("alone")
-    for name, (_, overrides) in ENTRIES.items():
-        assert runs.run_inline(shards, folder / name, *COMMIT, *overrides) == 0
+    for name in ENTRIES:
+        assert runs.run_inline(shards, folder / name, *COMMIT, *overrides(name)) == 0
     return folder
 
 
-def together(shards: str, out: Path, *overrides: str) -> int:
-    return runs.run_inline(shards, out, *COMMIT, OUTPUTS, *overrides)
+def overrides(name: str) -> list[str]:
+    """An entry as a command line of its own."""
+    return [f"{key}={value}" for key, value in ENTRIES[name].items()]
+
+
+def together(shards: str, out: Path, *further: str) -> int:
+    return runs.run_inline(shards, out, *COMMIT, OUTPUTS, *further)
 
 
 def attempts(out: Path) -> dict[str, str]:
@@ -118,7 +125,7 @@ def test_one_output_can_be_continued_by_a_run_of_its_own(
 ) -> None:
     assert together(shards, tmp_path) == 0
     before = attempts(tmp_path / "rates")
-    assert runs.run_inline(shards, tmp_path / "rates", *COMMIT, *ENTRIES["rates"][1]) == 0
+    assert runs.run_inline(shards, tmp_path / "rates", *COMMIT, *overrides("rates")) == 0
     assert attempts(tmp_path / "rates") == before
 
 
@@ -139,10 +146,10 @@ def test_ranks_of_an_array_share_the_shards_of_all_outputs(
     shards: str, alone: Path, tmp_path: Path
 ) -> None:
     for rank in range(2):
-        overrides = ("cluster=array", f"cluster.rank={rank}", "cluster.ranks=2")
+        array = ("cluster=array", f"cluster.rank={rank}", "cluster.ranks=2")
         threads = torch.get_num_threads()
         try:
-            command = runs.arguments(shards, tmp_path, *COMMIT, OUTPUTS, *overrides)
+            command = runs.arguments(shards, tmp_path, *COMMIT, OUTPUTS, *array)
             assert execute(*runs.configs(*command)) == 0
         finally:
             torch.set_num_threads(threads)

@@ -13,7 +13,7 @@ import torch
 
 import tokenizer
 from pipeline.dataset import TokenDataset
-from pipeline.decode import decode_clips
+from pipeline.decode import decode_plan
 from pipeline.demo import CLIPS
 from pipeline.errors import ConfigError
 from pipeline.records import ClipPlan, DecodeSummary, SamplingMode, TailPolicy, VideoLimits
@@ -33,7 +33,7 @@ def frames_of(video: Path, fps: float, size: int) -> torch.Tensor:
         tail=TailPolicy.drop,
         buckets=((size, size),),
     )
-    items = decode_clips(video.read_bytes(), plan, VideoLimits())
+    items = decode_plan(video.read_bytes(), plan, VideoLimits())
     frames = [item.frames[0] for item in items if not isinstance(item, DecodeSummary)]
     return torch.from_numpy(np.stack(frames[: 1 + (len(frames) - 1) // 4 * 4]))[None]
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.demo import CLIPS
 from pipeline.errors import VideoError
-from pipeline.records import Clip, VideoLimits
+from pipeline.records import Clip, DecodeSummary, VideoLimits
 from pipeline.training.clip_child import decode_drawn
 from pipeline.training.draws import Draw, with_draws
 from tests.pipeline.media import decoded, plan_of
@@ -19,8 +19,9 @@ CENTRE = Draw(fps=25.0, start=0.0, across=None, down=None, mirrored=False, zoom=
 
 def drawn_clips(video: bytes, draws: list[Draw], clip_frames: int = 17) -> list[np.ndarray]:
     plan = plan_of(*{draw.fps for draw in draws}, clip_frames=clip_frames)
-    *clips, summary = decode_drawn(with_draws(draws, video), plan, VideoLimits())
-    assert not isinstance(summary, Clip)
+    items = decode_drawn(with_draws(draws, video), (plan,), VideoLimits())
+    *clips, summary = [item for _, item in items]
+    assert isinstance(summary, DecodeSummary)
     assert sum(summary.num_clips.values()) == len(draws)
     return [clip.frames for clip in clips if isinstance(clip, Clip)]
 
