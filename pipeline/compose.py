@@ -207,6 +207,7 @@ def compose_overrides(
     if config_dir:
         raise_if_missing(config_dir)
         overrides = [*overrides, f"hydra.searchpath=[file://{config_dir}]"]
+    GlobalHydra.instance().clear()  # a command that Hydra runs composes its outputs
     try:
         with initialize_config_module("conf", version_base="1.3"):
             return compose(primary, overrides=list(overrides))

@@ -397,6 +397,7 @@ class RunConfig:
     """Also try again: quarantined (videos that could not be tokenised, with the limits of now), or
     incomplete (what lay behind the cut of a tar). Only adds rows; repeat it as often as wanted."""
     outputs: Any = None
-    """Several outputs of one decoding pass: a list of what each has of its own, see README."""
+    """Several outputs of one decoding pass: a list of what each has of its own, [{tokenizer: NAME,
+    fps: [3, 8]}, {tokenizer: NAME, variant: flip}]; pipeline/README.md says which keys."""
     dry_run: bool = False
     """Plan and print, change nothing."""

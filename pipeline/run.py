@@ -103,6 +103,9 @@ def execute(run: RunConfig, *beside: RunConfig) -> int:
         open_output(one) for one in (run, *(replace(b, dataset=run.dataset) for b in beside))
     ]
     check_distinct(outputs)
+    if not run.dry_run:
+        for output in outputs:
+            output.storage.check_safe_commits()
     shards = list_shards(run)
     found = sources_of(shards, run.dataset.storage_options)
     plans = [plan_output(output, shards, found) for output in outputs]
