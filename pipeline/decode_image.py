@@ -97,7 +97,7 @@ def decode_image(
             yield output, error
             continue
         yield output, _clip(picture, new_frames, span_index=0 if spans else None)
-        seconds = work.cpu_seconds
+        seconds = work.new_seconds()
         yield output, DecodeSummary(source=source, num_clips={IMAGE_FPS: 1}, decode_seconds=seconds)
 
 

@@ -88,13 +88,13 @@ class OutputPass:
         return self._made(self._sampler.finish(end_seconds))
 
     def summary(self, pictures: Pictures, work: Work) -> DecodeSummary:
-        """How it went, as of now."""
+        """How it went, as of now; to be asked once."""
         assert self._source is not None
         return DecodeSummary(
             source=replace(self._source, num_frames=pictures.num_frames),
             num_clips=self._sampler.num_clips,
             filtered=self._sampler.filtered(),
-            decode_seconds=work.cpu_seconds,
+            decode_seconds=work.new_seconds(),
             num_dropped_frames=pictures.num_dropped,
         )
 

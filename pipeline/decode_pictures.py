@@ -56,13 +56,18 @@ class Work:
 
     def __init__(self, limits: VideoLimits, num_outputs: int = 1) -> None:
         self._limits, self._num_outputs = limits, num_outputs
-        self._began = time.process_time()
+        self._began = self._told = time.process_time()
         self._max_pixels = 0
 
     @property
     def cpu_seconds(self) -> float:
         """CPU seconds of this process since the video was begun."""
         return time.process_time() - self._began
+
+    def new_seconds(self) -> float:
+        """CPU seconds since it was last asked: what outputs are told adds up to the pass's time."""
+        before, self._told = self._told, time.process_time()
+        return self._told - before
 
     def check(self, num_frames: int, pixels: int) -> None:
         """Condemns a video whose pictures take far longer than any honest codec's.

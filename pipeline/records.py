@@ -124,11 +124,11 @@ class VideoLimits:
     streams: int = 64
     """Streams of all kinds in the file."""
     clips: int = 250_000
-    """Clips (whole: pieces), all target rates together."""
+    """Clips (whole: pieces) of an output, all target rates together."""
     duration_seconds: float = 6 * 3600.0
     """Length by the container's word and by the timestamps seen."""
     cpu_seconds: float = 6 * 3600.0
-    """CPU time of decoding; a video is allowed less by what it announces, see `cpu_allowance`."""
+    """CPU time of decoding for an output; less by what a video announces, see `cpu_allowance`."""
     no_progress_seconds: float = 30.0
     """Time without a new frame, after which the decoder child is killed."""
     child_memory_bytes: int = 4 << 30
@@ -214,6 +214,6 @@ class DecodeSummary:
     filtered: dict[str, int] = field(default_factory=dict)
     """Reason -> number of target rates at which the healthy video gave no clip."""
     decode_seconds: float = 0.0
-    """CPU seconds of the pass up to here, whatever else it served."""
+    """CPU seconds of the child since the last summary of the same pass: those of all add up."""
     num_dropped_frames: int = 0
     """Frames left out because their timestamps jump back too far to be put in order."""

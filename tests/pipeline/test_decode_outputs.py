@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -125,7 +126,7 @@ def test_each_output_meets_the_bound_on_clips_that_it_meets_alone():
 
 @pytest.mark.parametrize("outputs", [(0,), (1, 3), (0, 2, 3)])
 def test_only_the_outputs_that_are_wanted_come(outputs):
-    data, limits = read("bunny.mp4"), VideoLimits()
+    data, limits = encode(range(70)), VideoLimits()
     found = together(decode_clips(data, PLANS, limits, outputs=outputs), outputs)
     assert found == {output: alone(data, PLANS[output], limits) for output in outputs}
 
@@ -193,6 +194,15 @@ def test_what_two_outputs_have_in_common_is_computed_once(monkeypatch):
         seen.append((counts["scaled"], counts["looked at"], sum(decoded)))
         decoded.clear()
     assert seen == [(60, 60, seen[0][2]), (60, 60, seen[0][2]), (60, 120, seen[0][2])]
+
+
+def test_the_cpu_seconds_of_all_outputs_add_up_to_those_of_the_pass():
+    data = encode(range(60))
+    began = time.process_time()
+    items = list(decode_clips(data, (plan_of(30), plan_of(30, clip_frames=2)), VideoLimits()))
+    took = time.process_time() - began
+    told = sum(item.decode_seconds for _, item in items if isinstance(item, DecodeSummary))
+    assert 0.5 * took < told <= took
 
 
 def test_every_output_brings_its_own_allowance_of_cpu_time():
