@@ -103,7 +103,7 @@ class Flow:
         self._budget.take(size, self.stopped)
         with self.changed:
             ticket = next(self._tickets)
-            self._decoding[ticket] = _Decoding(dict(videos), size, len(videos))
+            self._decoding[ticket] = _Decoding(dict(videos), size)
         self._pool.submit(
             ticket,
             video.original,
@@ -192,12 +192,8 @@ class Flow:
         """One output has all its clips of a video, or gets none."""
         video, encoding = decoding.videos.pop(event.output), self.encodings[event.output]
         if isinstance(event, VideoDecoded):
-            summary = event.summary
-            video.summary = replace(
-                summary,
-                num_clips=encoding.decoded(video, summary.num_clips),
-                decode_seconds=summary.decode_seconds / decoding.num_outputs,
-            )
+            num_rows = encoding.decoded(video, event.summary.num_clips)
+            video.summary = replace(event.summary, num_clips=num_rows)
             video.original = b""
         else:
             video.failure = VideoError(event.reason, event.message)
@@ -218,5 +214,5 @@ class Flow:
 class _Decoding:
     """A video that decoders have."""
 
-    def __init__(self, videos: dict[int, OpenVideo], size: int, num_outputs: int) -> None:
-        self.videos, self.size, self.num_outputs = videos, size, num_outputs
+    def __init__(self, videos: dict[int, OpenVideo], size: int) -> None:
+        self.videos, self.size = videos, size
