@@ -251,6 +251,7 @@ def _provenance(record: Mapping[str, Any], environments: Iterable[str]) -> str:
         ("frames per second", ", ".join(f"{rate:g}" for rate in sampling["fps"])),
         ("frames of a clip", f"{sampling['clip_frames']} ({sampling['mode']})"),
         ("pixels, H x W", ", ".join(f"{h} x {w}" for h, w in sampling["buckets"])),
+        *([("view", f"`{sampling['variant']}`")] if "variant" in sampling else []),
         *((f"made on (environment {n})", _cell(text)) for n, text in enumerate(environments)),
         *((f"version of {name}", text) for name, text in sorted(record["versions"].items())),
         ("version of python", record["python"]),

@@ -28,6 +28,7 @@ from pipeline.records import (
     SourceInfo,
     TailPolicy,
     TimeSpan,
+    Variant,
     VideoLimits,
 )
 
@@ -77,7 +78,8 @@ def receive(connection: socket.socket, *, wait: bool = True) -> Message:
 def settings_message(plans: Sequence[ClipPlan], limits: VideoLimits, num_slots: int) -> Message:
     """The first message to a child."""
     fields = [
-        dataclasses.asdict(plan) | {"tail": plan.tail.name, "mode": plan.mode.name}
+        dataclasses.asdict(plan)
+        | {name: getattr(plan, name).name for name in ("tail", "mode", "variant")}
         for plan in plans
     ]
     return {"plans": fields, "limits": dataclasses.asdict(limits), "num_slots": num_slots}
@@ -94,6 +96,7 @@ def _plan(fields: Message) -> ClipPlan:
         "fps": tuple(fields["fps"]),
         "mode": SamplingMode[fields["mode"]],
         "tail": TailPolicy[fields["tail"]],
+        "variant": Variant[fields["variant"]],
         "buckets": tuple((height, width) for height, width in fields["buckets"]),
     }
     return ClipPlan(**fields | read)

@@ -33,6 +33,34 @@ class TailPolicy(enum.Enum):
     pad = "pad"
 
 
+class Variant(enum.Enum):
+    """Which of the views of one picture a clip shows: tokens cannot be flipped or cropped later."""
+
+    none = "none"
+    """The centre, as it was filmed."""
+    flip = "flip"
+    """Left and right are exchanged."""
+    crop_start = "crop_start"
+    """The crop lies at the left or top end."""
+    crop_end = "crop_end"
+    """The crop lies at the right or bottom end."""
+    flip_crop_start = "flip_crop_start"
+    """The same, then left and right are exchanged."""
+    flip_crop_end = "flip_crop_end"
+    """The same, then left and right are exchanged."""
+
+    @property
+    def is_flipped(self) -> bool:
+        """Whether left and right are exchanged."""
+        return self.name.startswith("flip")
+
+    @property
+    def crop(self) -> str:
+        """Where the crop lies: centre, start or end."""
+        last = self.name.rpartition("_")[2]
+        return last if last in ("start", "end") else "centre"
+
+
 class CanaryMode(enum.Enum):
     """When a worker's arithmetic is checked."""
 
@@ -84,6 +112,8 @@ class ClipPlan:
     """Sizes of clips, each (H, W) in pixels; a video takes the one of the nearest aspect ratio."""
     cut_threshold: float | None = None
     """Mean change of luma, in grey levels, that is a cut; clips do not cross it."""
+    variant: Variant = Variant.none
+    """Which view of the pictures: where the crop lies, and whether they are mirrored."""
 
     @property
     def clip_bytes(self) -> int:

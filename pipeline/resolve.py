@@ -21,14 +21,15 @@ from pipeline.chosen_tokenizer import (
     token_spec,
     tokenizer_material,
 )
-from pipeline.config import Cuts, DatasetKind, Device, Numerics, RunConfig
+from pipeline.config import DatasetKind, Device, Numerics, RunConfig
 from pipeline.encode import EncoderSpec
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import digest_of
 from pipeline.reader import ReadRules
-from pipeline.records import ClipPlan, SamplingMode, VideoLimits
+from pipeline.records import ClipPlan, SamplingMode, Variant, VideoLimits
 from pipeline.resolve_quality import quality_identity, quality_rules
 from pipeline.resolve_spans import selection_rules, spans_identity, stored_columns
+from pipeline.sampling_config import Cuts
 from pipeline.schedule import RetryRules
 from pipeline.schema import FORMAT_VERSION, TokenFormat
 from pipeline.segments import CommitRules
@@ -81,6 +82,7 @@ def clip_plan(run: RunConfig) -> ClipPlan:
         tail=sampling.tail,
         buckets=buckets(run),
         cut_threshold=sampling.cut_threshold if sampling.cuts is Cuts.detect else None,
+        variant=sampling.variant,
     )
     try:
         for height, width in plan.buckets:
@@ -236,8 +238,11 @@ def identity(run: RunConfig, checkpoint_digest: str) -> Identity:
                 "tokenizer": tokenizer_material(run),
                 "checkpoint_digest": checkpoint_digest,
                 "precision": run.tokenizer.precision.name,
-                "sampling": _asked_for(asdict(clip_plan(run)), "cut_threshold"),
-                "transform": {"resize": "short side, bilinear, antialiased", "crop": "centre"},
+                "sampling": _asked_for(asdict(clip_plan(run)), "cut_threshold", "variant"),
+                "transform": {
+                    "resize": "short side, bilinear, antialiased",
+                    "crop": run.sampling.variant.crop,
+                },
                 "dataset": dataset,
                 "packing": packing(run),
                 "compression": compression(run),
@@ -248,8 +253,9 @@ def identity(run: RunConfig, checkpoint_digest: str) -> Identity:
 
 
 def _asked_for(fields: dict[str, Any], *later: str) -> dict[str, Any]:
-    """Without those of the later options that are None: OUTs from before know nothing of them."""
-    return {name: v for name, v in fields.items() if v is not None or name not in later}
+    """Without those of the later options that say nothing: OUTs from before do not know them."""
+    nothing = (None, Variant.none)
+    return {name: v for name, v in fields.items() if v not in nothing or name not in later}
 
 
 def redacted(run: RunConfig) -> dict[str, Any]:

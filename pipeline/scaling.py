@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from fractions import Fraction
 from typing import Any
 
@@ -12,7 +12,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from pipeline.limits import check_pixels
-from pipeline.records import ClipPlan, VideoLimits
+from pipeline.records import ClipPlan, Variant, VideoLimits
 from pipeline.transforms import (
     Geometry,
     Orientation,
@@ -98,6 +98,7 @@ class RgbScaler:
                 orientation=key[2],
                 clip_width=clip_width,
                 clip_height=clip_height,
+                variant=self._plan.variant,
             )
             check_pixels(geometry.scaled_width, geometry.scaled_height, self._limits)
             self._geometries = {key: geometry}  # the last size only: a file may hold thousands
@@ -110,9 +111,13 @@ class RgbScaler:
 
         Args:
             frame: a decoded picture.
-            across: where the crop lies between left and right, in [0, 1); None: in the centre.
+            across: where the crop lies between left and right, in [0, 1); None: as the plan says.
             down: where it lies between top and bottom, likewise.
         """
+        return self.cut(frame, self.scaled(frame), across=across, down=down)
+
+    def scaled(self, frame: VideoFrame) -> RgbFrame:
+        """The whole picture as it is shown, just covering the clip: the same for every variant."""
         geometry = self.geometry(frame)
         matrix, color_range = self._source_colours(frame)
         scaled = self._reformatter.reformat(
@@ -131,11 +136,23 @@ class RgbScaler:
             : scaled.height
         ]
         picture = rows[:, : scaled.width * 3].reshape(scaled.height, scaled.width, 3)
-        picture = self.orientation(frame).apply(picture)
+        return self.orientation(frame).apply(picture)
+
+    def cut(
+        self,
+        frame: VideoFrame,
+        picture: RgbFrame,
+        *,
+        across: float | None = None,
+        down: float | None = None,
+    ) -> RgbFrame:
+        """What the clip shows of a `scaled` picture; arguments and result as of `rgb`."""
+        geometry = self.geometry(frame)
         clip_height, clip_width = self.bucket(frame)
         top = drawn_offset(picture.shape[0], clip_height, down, centre=geometry.top)
         left = drawn_offset(picture.shape[1], clip_width, across, centre=geometry.left)
-        return np.ascontiguousarray(picture[top : top + clip_height, left : left + clip_width])
+        kept = picture[top : top + clip_height, left : left + clip_width]
+        return np.ascontiguousarray(kept[:, ::-1] if self._plan.variant.is_flipped else kept)
 
     @staticmethod
     def _source_colours(frame: VideoFrame) -> tuple[int | None, int | None]:
@@ -151,31 +168,48 @@ class SharedScaler:
 
     Args:
         scaler: makes it; nobody changes what it made.
+        pictures: of the same size before the crop, scaled once for all variants.
     """
 
-    def __init__(self, scaler: RgbScaler) -> None:
+    def __init__(self, scaler: RgbScaler, pictures: _LastPicture) -> None:
         self.geometry = scaler.geometry
-        self._scaler = scaler
-        self._last: tuple[VideoFrame, RgbFrame] | None = None
+        self._scaler, self._pictures, self._cut = scaler, pictures, _LastPicture()
 
     def rgb(self, frame: VideoFrame) -> RgbFrame:
-        """As `RgbScaler.rgb`, with the crop in the centre; not to be written to.
+        """As `RgbScaler.rgb`, with the plan's crop; not to be written to.
 
         Raises:
             VideoError: ``too_many_pixels``.
         """
-        if self._last is None or self._last[0] is not frame:
-            self._last = None
-            self._last = frame, self._scaler.rgb(frame)
-        return self._last[1]
+        return self._cut.of(frame, self._make)
+
+    def _make(self, frame: VideoFrame) -> RgbFrame:
+        return self._scaler.cut(frame, self._pictures.of(frame, self._scaler.scaled))
 
     def forget(self) -> None:
         """Nobody asks for the last picture again: let its memory go."""
+        self._cut.forget()
+        self._pictures.forget()
+
+
+class _LastPicture:
+    """What was made of the last frame."""
+
+    def __init__(self) -> None:
+        self._last: tuple[VideoFrame, RgbFrame] | None = None
+
+    def of(self, frame: VideoFrame, make: Callable[[VideoFrame], RgbFrame]) -> RgbFrame:
+        if self._last is None or self._last[0] is not frame:
+            self._last = None
+            self._last = frame, make(frame)
+        return self._last[1]
+
+    def forget(self) -> None:
         self._last = None
 
 
 class SharedScalers:
-    """One scaler for all plans whose clips look the same.
+    """One scaler for all plans whose clips look the same, one scaling for all of one size.
 
     Args:
         pixel_aspect: shape of coded pixels.
@@ -191,26 +225,24 @@ class SharedScalers:
         orientation: Orientation | None = None,
     ) -> None:
         self._pixel_aspect, self._limits, self._orientation = pixel_aspect, limits, orientation
-        self._by_look: dict[Hashable, SharedScaler] = {}
+        self._by_look: dict[tuple[Hashable, Variant], SharedScaler] = {}
+        self._by_size: dict[Hashable, _LastPicture] = {}
 
     def of(self, plan: ClipPlan) -> SharedScaler:
         """The scaler for this plan."""
-        look = _look(plan)
+        look = plan.buckets, plan.variant
         if look not in self._by_look:
-            self._by_look[look] = SharedScaler(
-                RgbScaler(plan, self._pixel_aspect, self._limits, orientation=self._orientation)
+            pictures = self._by_size.setdefault(plan.buckets, _LastPicture())
+            scaler = RgbScaler(
+                plan, self._pixel_aspect, self._limits, orientation=self._orientation
             )
+            self._by_look[look] = SharedScaler(scaler, pictures)
         return self._by_look[look]
 
     def forget(self) -> None:
         """The frame at hand is done with."""
         for scaler in self._by_look.values():
             scaler.forget()
-
-
-def _look(plan: ClipPlan) -> Hashable:
-    """All of a plan that says which pixels a frame becomes."""
-    return plan.buckets
 
 
 def orientation(frame: VideoFrame) -> Orientation:

@@ -15,6 +15,8 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.records import Variant
+
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
@@ -92,8 +94,9 @@ def clip_geometry(
     orientation: Orientation,
     clip_width: int,
     clip_height: int,
+    variant: Variant = Variant.none,
 ) -> Geometry:
-    """Scale so that the shown picture just covers the clip, then crop its centre.
+    """Scale so that the shown picture just covers the clip, then crop its centre, or an end.
 
     For a square clip this is the reference's "short side = resolution, centre crop", with the
     same truncation of the long side and the same rounding of the crop's offset.
@@ -105,6 +108,7 @@ def clip_geometry(
         orientation: how the coded picture is turned to be shown.
         clip_width: columns of the clip.
         clip_height: rows of the clip.
+        variant: says where the crop lies.
 
     >>> g = clip_geometry(1920, 1080, pixel_aspect=None, orientation=Orientation(),
     ...                   clip_width=256, clip_height=256)
@@ -131,8 +135,8 @@ def clip_geometry(
         shown_height=max(1, round(down)),
         scaled_width=turned[0],
         scaled_height=turned[1],
-        left=center_crop_offset(scaled_across, clip_width),
-        top=center_crop_offset(scaled_down, clip_height),
+        left=variant_offset(scaled_across, clip_width, variant),
+        top=variant_offset(scaled_down, clip_height, variant),
     )
 
 
@@ -143,6 +147,16 @@ def center_crop_offset(size: int, crop: int) -> int:
     [0, 0, 1, 2, 2]
     """
     return round((size - crop) / 2)
+
+
+def variant_offset(size: int, crop: int, variant: Variant) -> int:
+    """First kept row or column of a variant's crop.
+
+    >>> [variant_offset(9, 4, one) for one in (Variant.flip, Variant.crop_start, Variant.crop_end)]
+    [2, 0, 5]
+    """
+    offsets = {"start": 0, "end": size - crop}
+    return offsets.get(variant.crop, center_crop_offset(size, crop))
 
 
 def drawn_offset(size: int, crop: int, chance: float | None, *, centre: int) -> int:
