@@ -17,6 +17,7 @@ BENCHMARKS: dict[str, str] = {
     "fsq_entropy": "the entropy term of FSQ training against the table of tokens x codes",
     "latents": "what byte planes save on latents, and what they cost",
     "loader": "token parts against other formats: bytes, tokens per CPU second, first batch",
+    "outputs": "one decoding pass for three outputs against three passes",
     "pipeline": "clips per second against decoding and encoding alone, and against Ray Data",
     "planning": "planning and resuming in an OUT with 100,000 receipts",
     "reader": "reading tars: GB per core-second, requests per GB, local and S3",
