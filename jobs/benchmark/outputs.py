@@ -1,157 +1,115 @@
-"""``python -m jobs.benchmark outputs``: one decoding pass for several outputs, or a run of each.
+"""One decoding pass for several outputs against a pass for each: CPU seconds on the demo's clips.
 
-Both make the same tokens, which is checked. Every run is a process of its own, start-up included,
-and takes its turn; CPU time is that of the process and of its decoders. The models are small, as
-decoding is what is shared: how much a run saves is the share that decoding has of it.
+Three outputs that a lab might want of the same videos: 8 fps at 256x256, 4 fps at 128x128, and
+8 fps at 256x256 again in clips of another length. Both ways make the same clips.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
-import shutil
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 from jobs.benchmark.measure import interleave, machine, median, table, write_json
-from jobs.benchmark.workload import write_shards
+from pipeline.decode import decode_clips
+from pipeline.demo import demo_videos
+from pipeline.errors import VideoError
+from pipeline.records import Clip, ClipPlan, TailPolicy, VideoLimits
 
-ENTRIES: Mapping[str, Mapping[str, str]] = {
-    "wide": {"sampling.resolution": "128"},
-    "small": {"sampling.resolution": "64", "sampling.fps": "[3,8]"},
-    "flip": {"sampling.resolution": "128", "sampling.variant": "flip"},
-}
-"""Name of an output -> what it says beyond the rest."""
-MODEL = ("+tokenizer=demo", "tokenizer.ch=8", "tokenizer.num_res_blocks=1", "encoder.threads=1")
-Figures = dict[str, float]
-COLUMNS = {
-    "wall s": ("seconds", "{:.1f}"),
-    "CPU s": ("cpu_seconds", "{:.1f}"),
-    "of it decoding s": ("decode_cpu_seconds", "{:.1f}"),
-    "encoding s": ("encode_seconds", "{:.1f}"),
-    "read MB": ("read_mb", "{:.1f}"),
-}
+FIRST = ClipPlan(
+    fps=(8.0,),
+    clip_frames=17,
+    stride_frames=17,
+    max_clips_per_video=None,
+    tail=TailPolicy.drop,
+    buckets=((256, 256),),
+)
+PLANS = (
+    FIRST,
+    replace(FIRST, fps=(4.0,), buckets=((128, 128),)),
+    replace(FIRST, clip_frames=16, stride_frames=16),
+)
+
+
+def one_pass(video: bytes) -> int:
+    """Clips of all outputs, from one pass."""
+    items = decode_clips(video, PLANS, VideoLimits())
+    return sum(isinstance(item, Clip) for _, item in items)
+
+
+def several_passes(video: bytes) -> int:
+    """The same clips, from a pass for each output."""
+    passes = (decode_clips(video, (plan,), VideoLimits()) for plan in PLANS)
+    return sum(isinstance(item, Clip) for items in passes for _, item in items)
+
+
+WAYS = {"one pass": one_pass, "a pass each": several_passes}
+
+
+def measure(video: bytes, rounds: int) -> dict[str, float]:
+    """Median CPU seconds of each way, and how many times as long the second takes."""
+    clips = {name: way(video) for name, way in WAYS.items()}
+    if len(set(clips.values())) > 1:
+        raise RuntimeError(f"the ways give different numbers of clips: {clips}")
+    ways = {name: partial(_cpu_seconds, name, video) for name in WAYS}
+    seconds = {name: median(times) for name, times in interleave(ways, rounds=rounds).items()}
+    return {
+        "clips": clips["one pass"],
+        "one_pass_cpu_seconds": seconds["one pass"],
+        "pass_each_cpu_seconds": seconds["a pass each"],
+        "ratio": seconds["a pass each"] / seconds["one pass"],
+    }
+
+
+def _cpu_seconds(name: str, video: bytes) -> float:
+    began = time.process_time()
+    WAYS[name](video)
+    return time.process_time() - began
+
+
+def measure_all(videos: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Figures of the first demo videos that can be decoded, and ``all``, their sums."""
+    found: dict[str, dict[str, float]] = {}
+    for path in demo_videos():
+        if len(found) == videos:
+            break
+        try:
+            found[path.name] = measure(path.read_bytes(), rounds)
+        except VideoError:  # the demo holds a damaged one on purpose
+            continue
+    keys = ("clips", "one_pass_cpu_seconds", "pass_each_cpu_seconds")
+    total = {key: sum(figures[key] for figures in found.values()) for key in keys}
+    total["ratio"] = total["pass_each_cpu_seconds"] / total["one_pass_cpu_seconds"]
+    return found | {"all": total}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.benchmark outputs", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="times that each runs (%(default)s)")
-    parser.add_argument("--clips", type=int, default=96, help="of the shards (%(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.benchmark outputs",
+        description="CPU seconds of one decoding pass for three outputs, and of three passes.",
+    )
+    parser.add_argument("--videos", type=int, default=6, help="of the demo's; default: 6")
+    parser.add_argument("--rounds", type=int, default=7, help="times that each way decodes each")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     options = parser.parse_args(arguments)
-    if options.rounds < 1 or options.clips < 1:
-        parser.error("--rounds and --clips must be at least 1")
-    print(machine(), flush=True)
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        folder = Path(name)
-        write_shards(folder, options.clips)
-        runs = measure(folder, options.rounds)
-        check_same(folder)
-    rows = [["", *COLUMNS]]
+    if options.videos < 1 or options.rounds < 1:
+        parser.error("--videos and --rounds must be at least 1")
+    figures = measure_all(options.videos, options.rounds)
+    rows = [["video", "clips", "one pass", "a pass each", "ratio"]]
     rows += [
         [
             name,
-            *(form.format(median([run[key] for run in found])) for key, form in COLUMNS.values()),
+            f"{of['clips']:.0f}",
+            f"{of['one_pass_cpu_seconds']:.3f} s",
+            f"{of['pass_each_cpu_seconds']:.3f} s",
+            f"{of['ratio']:.2f}",
         ]
-        for name, found in runs.items()
+        for name, of in figures.items()
     ]
+    print(f"{machine()}; CPU seconds, medians of {options.rounds}")
     print(table(rows))
-    figures = savings(runs)
-    shares = (
-        f"{100 * value:.0f} % of {name.removesuffix('_ratio').replace('_', ' ')}"
-        for name, value in figures.items()
-    )
-    print(f"one pass takes, of what a run of each takes: {', '.join(shares)}")
-    write_json(options.json, figures | {"machine": machine(), "runs": runs})
+    write_json(options.json, figures)
     return 0
-
-
-def measure(folder: Path, rounds: int) -> dict[str, list[Figures]]:
-    """Figures of every run, by contestant."""
-    runs: dict[str, list[Figures]] = {"one pass": [], "a run of each": []}
-
-    def together() -> float:
-        entries = ", ".join(
-            "{name: " + name + "".join(f", {key}: {value}" for key, value in entry.items()) + "}"
-            for name, entry in ENTRIES.items()
-        )
-        figures = run(folder, folder / "together", f"outputs=[{entries}]")
-        runs["one pass"].append(figures)
-        return figures["seconds"]
-
-    def alone() -> float:
-        parts = [
-            run(folder, folder / "alone" / name, *(f"{k}={v}" for k, v in entry.items()))
-            for name, entry in ENTRIES.items()
-        ]
-        total = {key: sum(part[key] for part in parts) for key in parts[0]}
-        runs["a run of each"].append(total)
-        return total["seconds"]
-
-    interleave({"one pass": together, "a run of each": alone}, rounds=rounds)
-    return runs
-
-
-def run(folder: Path, out: Path, *overrides: str) -> Figures:
-    """One run from nothing, as its user starts it.
-
-    Raises:
-        RuntimeError: it failed; what it said.
-    """
-    shutil.rmtree(out, ignore_errors=True)
-    command = (
-        *(sys.executable, "-m", "pipeline.run", "+dataset=tars"),
-        f"dataset.shards={folder}/shards/[0-9]*.tar",
-        *(*MODEL, "cluster=inline", "output.report=false", f"output.root={out}", *overrides),
-    )
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise RuntimeError(f"a run ended with {done.returncode}: {done.stderr[-2000:]}")
-    counters = [_counters(path.parent) for path in out.rglob("run.json")]
-    shards = sum(path.stat().st_size for path in folder.glob("shards/[0-9]*.tar"))
-    return {
-        "seconds": seconds,
-        "cpu_seconds": (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime),
-        "decode_cpu_seconds": sum(one["decode_cpu_seconds"] for one in counters),
-        "encode_seconds": sum(one["encode_seconds"] for one in counters),
-        "read_mb": shards / 1e6,  # once for all outputs: there is one reader
-    }
-
-
-def _counters(out: Path) -> dict[str, float]:
-    from pipeline.heartbeat import read_heartbeats
-    from pipeline.storage import Storage
-
-    return dict(read_heartbeats(Storage(str(out)))[0]["counters"])
-
-
-def check_same(folder: Path) -> None:
-    """Whether both ways made the same rows.
-
-    Raises:
-        RuntimeError: they did not.
-    """
-    for name in ENTRIES:
-        command = (sys.executable, "-m", "pipeline.diff", f"{folder}/together/{name}")
-        done = subprocess.run(
-            [*command, f"{folder}/alone/{name}"], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(f"output {name} is another one: {done.stdout}{done.stderr}")
-
-
-def savings(runs: Mapping[str, Sequence[Figures]]) -> Figures:
-    """What one pass takes of what a run of each takes: ratios of medians."""
-    one, each = runs["one pass"], runs["a run of each"]
-    keys = ("seconds", "cpu_seconds", "decode_cpu_seconds", "read_mb")
-    return {
-        f"{key}_ratio": median([run[key] for run in one]) / median([run[key] for run in each])
-        for key in keys
-    }

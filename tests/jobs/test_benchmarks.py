@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.benchmark import decoder, encoder
+from jobs.benchmark import decoder, encoder, outputs
 from jobs.benchmark.rates import ConvShape, mean_rate, shape_of
 from tokenizer.cost import Product
 
@@ -91,3 +91,17 @@ def test_every_product_is_compared_with_a_convolution_of_its_place_and_width() -
     product = Product(taps=3, in_channels=128, out_channels=256, shape=(20, 64, 32))
     assert shape_of(product) == ConvShape(20, 64, 32, 256)
     assert ConvShape(2, 4, 8, 16).flops == 2 * 9 * 16 * 16 * 2 * 4 * 8
+
+
+def test_one_pass_for_three_outputs_is_measured_against_three(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "figures.json"
+    assert outputs.main(["--videos", "1", "--rounds", "1", "--json", str(path)]) == 0
+    figures = json.loads(path.read_text())
+    assert len(figures) == 2
+    assert figures["all"]["clips"] > 3
+    assert figures["all"]["ratio"] > 1
+    assert "a pass each" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        outputs.main(["--videos", "0"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import av
 import numpy as np
 import pytest
 
@@ -172,6 +173,32 @@ def test_a_picture_that_explodes_in_one_size_condemns_that_output_alone():
     assert isinstance(found[1][-1], DecodeSummary)
 
 
+def first_waits_for_a_broken_second(packets):
+    """The first picture is to be shown behind the second, which is none."""
+    first, second = packets
+    broken = av.Packet(b"no picture")
+    first.pts, first.dts = 1, -2
+    broken.pts, broken.dts, broken.time_base = 0, -1, second.time_base
+    broken.stream = second.stream
+    return [first, broken]
+
+
+def test_an_output_refused_at_the_first_picture_stays_so_when_the_second_is_broken():
+    data = encode(
+        [0, 1],
+        container="nut",
+        codec="ffv1",
+        pix_fmt="bgr0",
+        draw=lambda k: numbered(k, 4, 2000),
+        change=first_waits_for_a_broken_second,
+    )
+    limits = VideoLimits(pixels=40_000)
+    plans = (plan_of(8, clip_frames=1), plan_of(8, clip_frames=1, buckets=((8, 8),)))
+    found = together(decode_clips(data, plans, limits), (0, 1))
+    assert [end[0] for [end] in found.values()] == ["too_many_pixels", "decode_error"]
+    assert found == {output: alone(data, plan, limits) for output, plan in enumerate(plans)}
+
+
 def test_what_two_outputs_have_in_common_is_computed_once(monkeypatch):
     counts = {"scaled": 0, "looked at": 0}
 
@@ -194,6 +221,14 @@ def test_what_two_outputs_have_in_common_is_computed_once(monkeypatch):
         seen.append((counts["scaled"], counts["looked at"], sum(decoded)))
         decoded.clear()
     assert seen == [(60, 60, seen[0][2]), (60, 60, seen[0][2]), (60, 120, seen[0][2])]
+
+
+def test_cuts_are_looked_for_as_long_as_an_output_wants_them(monkeypatch):
+    looked = []
+    monkeypatch.setattr(CutDetector, "is_cut", lambda *_: looked.append(1))
+    plans = (plan_of(30), plan_of(30, max_clips_per_video=1, cut_threshold=20.0))
+    list(decode_clips(encode(range(60)), plans, VideoLimits()))
+    assert len(looked) == 5  # four frames of a clip, and the one that ends the fourth
 
 
 def test_the_cpu_seconds_of_all_outputs_add_up_to_those_of_the_pass():
