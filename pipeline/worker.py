@@ -35,13 +35,12 @@ Writer = SegmentWriter | AmendmentWriter
 class OpenOutput:
     """One output of a worker: its OUT, its model, and the canary that checks the model."""
 
-    def __init__(self, spec: WorkerSpec, encoder: Encoder | None, temporary: Path) -> None:
+    def __init__(self, spec: WorkerSpec, encoder: Encoder | None) -> None:
         """Load the model, and check that it computes as the run's others do.
 
         Args:
             spec: of the output.
             encoder: instead of the VidTok encoder of ``spec``.
-            temporary: a folder for parts that are being written, where OUT is not local.
         """
         self.spec = spec
         self.encoder: Encoder = encoder or ClipEncoder(spec.encoder)
@@ -49,25 +48,6 @@ class OpenOutput:
         check_numerics(self.storage, self.encoder.numerics, strict=spec.strict_numerics)
         self.canary = Canary(self.encoder, spec.encoder, mode=spec.canary)
         self.canary.start(self.storage)
-        self._scratch = self.storage.scratch(temporary)
-
-    def committer(self, task: ShardTask, source: Source, flow: Flow) -> Committer:
-        """What commits an attempt's segments."""
-        return Committer(
-            task,
-            source=source,
-            storage=self.storage,
-            scratch=self._scratch,
-            rules=self.spec.commit_rules,
-            token_format=self.spec.encoder.token_format,
-            numerics=self.encoder.numerics,
-            vouch=lambda: flow.vouch(task.output),
-        )
-
-    def close(self) -> None:
-        """Leave no empty folder behind."""
-        if self.storage.is_local and self._scratch.exists() and not any(self._scratch.iterdir()):
-            self._scratch.rmdir()
 
 
 class Worker:
@@ -81,12 +61,13 @@ class Worker:
             encoder: instead of the VidTok encoders of ``spec``, for every output.
         """
         self._spec = spec
-        self._temporary = tempfile.TemporaryDirectory(prefix="vidtok-")
-        self._outputs = [
-            OpenOutput(one, encoder, Path(self._temporary.name) / str(number))
-            for number, one in enumerate(spec.each())
-        ]
+        self._outputs = [OpenOutput(one, encoder) for one in spec.each()]
         self._selection = Selection(spec.selection)
+        self._temporary = tempfile.TemporaryDirectory(prefix="vidtok-")
+        folder = Path(self._temporary.name)
+        self._scratches = [
+            one.storage.scratch(folder / str(number)) for number, one in enumerate(self._outputs)
+        ]
         self._buffers = RangeBuffers(spec.read_ahead_bytes // 2, spec.range_bytes)
         self._open: dict[str, OpenAttempt] = {}
         self._flow = Flow(spec, [(one.encoder, one.canary) for one in self._outputs])
@@ -116,7 +97,7 @@ class Worker:
             raise ShardError(
                 shard.name, f"{shard.url} has changed since its first segments were made"
             )
-        committers = [self._outputs[one.output].committer(one, source, self._flow) for one in tasks]
+        committers = [self._committer(one, source) for one in tasks]
         with self._flow.changed:
             self._open[task.attempt] = OpenAttempt()
         receipts: list[Receipt] = []
@@ -135,6 +116,20 @@ class Worker:
             with self._flow.changed:
                 del self._open[task.attempt]
         return receipts
+
+    def _committer(self, task: ShardTask, source: Source) -> Committer:
+        """What commits the segments of an attempt for one output."""
+        output = self._outputs[task.output]
+        return Committer(
+            task,
+            source=source,
+            storage=output.storage,
+            scratch=self._scratches[task.output],
+            rules=output.spec.commit_rules,
+            token_format=output.spec.encoder.token_format,
+            numerics=output.encoder.numerics,
+            vouch=partial(self._flow.vouch, task.output),
+        )
 
     def _segment_writer(self, task: ShardTask, committer: Committer) -> SegmentWriter:
         rules = self._outputs[task.output].spec.commit_rules
@@ -201,8 +196,9 @@ class Worker:
         self._flow.close()
         self._selection.close()
         self._temporary.cleanup()
-        for one in self._outputs:
-            one.close()
+        for one, scratch in zip(self._outputs, self._scratches, strict=True):
+            if one.storage.is_local and scratch.exists() and not any(scratch.iterdir()):
+                scratch.rmdir()
 
     def _count_video(self, video: OpenVideo, lane: Lane, reading: ShardReading) -> None:
         """Counted when it is done, so that progress shows between commits."""
