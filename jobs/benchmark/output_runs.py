@@ -1,4 +1,4 @@
-"""``python -m jobs.benchmark output_runs``: one decoding pass for several outputs, or a run of each.
+"""``python -m jobs.benchmark output_runs``: a run with several outputs, or a run of each.
 
 Both make the same tokens, which is checked. Every run is a process of its own, start-up included,
 and takes its turn; CPU time is that of the process and of its decoders. The models are small, as

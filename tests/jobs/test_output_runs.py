@@ -1,4 +1,4 @@
-"""``jobs.benchmark output_runs``: both ways make the same tokens, and what one pass saves is told."""
+"""``jobs.benchmark output_runs``: both ways make the same tokens; what is saved is told."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def test_what_two_outputs_have_in_common_is_computed_once(monkeypatch):
 
         monkeypatch.setattr(kind, function.__name__, call)
 
-    counted(RgbScaler, "scaled", RgbScaler.rgb)
+    counted(RgbScaler, "scaled", RgbScaler.scaled)
     counted(CutDetector, "looked at", CutDetector.is_cut)
     data, decoded = encode(range(60)), [0]
     same = plan_of(30, cut_threshold=20.0)

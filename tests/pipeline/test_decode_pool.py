@@ -134,8 +134,9 @@ def test_death_costs_one_video_and_is_tried_twice(command, words):
     with pool_of() as pool:
         events = run(pool, f"clips=2 {command}", "clips=1")
         assert pool.num_restarts == 2
-    clips = ["ClipDecoded"] * 2
-    assert kinds(of(events, 0)) == [*clips, "VideoRetried", *clips, "VideoFailed"]
+    # a dying child may take messages with it that are still on their way
+    ends = [kind for kind in kinds(of(events, 0)) if kind != "ClipDecoded"]
+    assert ends == ["VideoRetried", "VideoFailed"]
     assert of(events, 0)[-1].reason == "crash"
     assert words in of(events, 0)[-1].message
     assert kinds(of(events, 1)) == ["ClipDecoded", "VideoDecoded"]
