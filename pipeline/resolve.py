@@ -21,7 +21,7 @@ from pipeline.chosen_tokenizer import (
     token_spec,
     tokenizer_material,
 )
-from pipeline.config import Cuts, DatasetKind, Device, Numerics, RunConfig
+from pipeline.config import DatasetKind, Device, Numerics, RunConfig
 from pipeline.encode import EncoderSpec
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import digest_of
@@ -29,6 +29,7 @@ from pipeline.reader import ReadRules
 from pipeline.records import ClipPlan, SamplingMode, VideoLimits
 from pipeline.resolve_quality import quality_identity, quality_rules
 from pipeline.resolve_spans import selection_rules, spans_identity, stored_columns
+from pipeline.sampling_config import Cuts
 from pipeline.schedule import RetryRules
 from pipeline.schema import FORMAT_VERSION, TokenFormat
 from pipeline.segments import CommitRules
