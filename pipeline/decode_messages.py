@@ -27,6 +27,7 @@ from pipeline.records import (
     SourceInfo,
     TailPolicy,
     TimeSpan,
+    Variant,
     VideoLimits,
 )
 
@@ -75,7 +76,11 @@ def receive(connection: socket.socket, *, wait: bool = True) -> Message:
 
 def settings_message(plan: ClipPlan, limits: VideoLimits, num_slots: int) -> Message:
     """The first message to a child."""
-    plan_fields = dataclasses.asdict(plan) | {"tail": plan.tail.name, "mode": plan.mode.name}
+    plan_fields = dataclasses.asdict(plan) | {
+        "tail": plan.tail.name,
+        "mode": plan.mode.name,
+        "variant": plan.variant.name,
+    }
     return {"plan": plan_fields, "limits": dataclasses.asdict(limits), "num_slots": num_slots}
 
 
@@ -87,6 +92,7 @@ def read_settings(message: Message) -> tuple[ClipPlan, VideoLimits, int]:
         "mode": SamplingMode[fields["mode"]],
         "tail": TailPolicy[fields["tail"]],
         "buckets": tuple((height, width) for height, width in fields["buckets"]),
+        "variant": Variant[fields["variant"]],
     }
     return ClipPlan(**fields), VideoLimits(**message["limits"]), message["num_slots"]
 

@@ -32,6 +32,33 @@ class TailPolicy(enum.Enum):
     pad = "pad"
 
 
+class Variant(enum.Enum):
+    """What is kept of a picture that is larger than the clip, and which way round."""
+
+    none = "none"
+    """The centre, as it is shown."""
+    flip = "flip"
+    """The centre, left and right exchanged."""
+    crop_start = "crop_start"
+    """The left or the top end."""
+    crop_end = "crop_end"
+    """The right or the bottom end."""
+    flip_crop_start = "flip_crop_start"
+    """The left or the top end, then left and right exchanged."""
+    flip_crop_end = "flip_crop_end"
+    """The right or the bottom end, then left and right exchanged."""
+
+    @property
+    def is_flipped(self) -> bool:
+        """Whether left and right are exchanged, behind the crop."""
+        return self.value.startswith("flip")
+
+    @property
+    def crop(self) -> str:
+        """Where the crop lies: ``centre``, ``start`` or ``end``."""
+        return next((end for end in ("start", "end") if self.value.endswith(end)), "centre")
+
+
 class CanaryMode(enum.Enum):
     """When a worker's arithmetic is checked."""
 
@@ -83,6 +110,8 @@ class ClipPlan:
     """Sizes of clips, each (H, W) in pixels; a video takes the one of the nearest aspect ratio."""
     cut_threshold: float | None = None
     """Mean change of luma, in grey levels, that is a cut; clips do not cross it."""
+    variant: Variant = Variant.none
+    """Where the crop lies and whether it is flipped."""
 
     @property
     def clip_bytes(self) -> int:

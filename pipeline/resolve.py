@@ -28,6 +28,7 @@ from pipeline.fingerprint import digest_of
 from pipeline.reader import ReadRules
 from pipeline.records import ClipPlan, SamplingMode, VideoLimits
 from pipeline.resolve_quality import quality_identity, quality_rules
+from pipeline.resolve_sampling import sampling_identity
 from pipeline.resolve_spans import selection_rules, spans_identity, stored_columns
 from pipeline.sampling_config import Cuts
 from pipeline.schedule import RetryRules
@@ -82,6 +83,7 @@ def clip_plan(run: RunConfig) -> ClipPlan:
         tail=sampling.tail,
         buckets=buckets(run),
         cut_threshold=sampling.cut_threshold if sampling.cuts is Cuts.detect else None,
+        variant=sampling.variant,
     )
     try:
         for height, width in plan.buckets:
@@ -232,13 +234,12 @@ def identity(run: RunConfig, checkpoint_digest: str) -> Identity:
     return Identity(
         material=plain(
             quality_identity(run)
+            | sampling_identity(clip_plan(run))
             | {
                 "format_version": FORMAT_VERSION,
                 "tokenizer": tokenizer_material(run),
                 "checkpoint_digest": checkpoint_digest,
                 "precision": run.tokenizer.precision.name,
-                "sampling": _asked_for(asdict(clip_plan(run)), "cut_threshold"),
-                "transform": {"resize": "short side, bilinear, antialiased", "crop": "centre"},
                 "dataset": dataset,
                 "packing": packing(run),
                 "compression": compression(run),
@@ -246,11 +247,6 @@ def identity(run: RunConfig, checkpoint_digest: str) -> Identity:
             }
         )
     )
-
-
-def _asked_for(fields: dict[str, Any], *later: str) -> dict[str, Any]:
-    """Without those of the later options that are None: OUTs from before know nothing of them."""
-    return {name: v for name, v in fields.items() if v is not None or name not in later}
 
 
 def redacted(run: RunConfig) -> dict[str, Any]:

@@ -31,7 +31,8 @@ from pipeline.inputs import list_folder, list_tars
 from pipeline.planning import Plan, make_plan, tally_of
 from pipeline.progress import ProgressLine, summary
 from pipeline.rank import Rank, find_rank
-from pipeline.records import CanaryMode, Retry
+from pipeline.records import CanaryMode, Retry, Variant
+from pipeline.resolve_sampling import describe_variant
 from pipeline.resolve_spans import describe_spans, with_spans
 from pipeline.run_record import check_fingerprint, write_run_record
 from pipeline.schedule import Scheduler
@@ -187,6 +188,8 @@ def print_plan(job: _Job, plan: Plan) -> None:
     if run.dataset.image_extensions:
         endings = ", ".join(sorted(resolve.read_rules(run).image_extensions))
         print(f"images ({endings}) are clips of one frame; {counts.single_frames:,} are committed")
+    if (variant := run.sampling.variant) is not Variant.none:
+        print(f"variant {describe_variant(variant)}")
     if job.weights.is_random:
         print(f"tokenizer {run.tokenizer.name} has RANDOM weights: its tokens carry no meaning")
     if run.retry is not None:

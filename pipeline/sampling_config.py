@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.records import SamplingMode, TailPolicy
+from pipeline.records import SamplingMode, TailPolicy, Variant
 
 
 class Cuts(enum.Enum):
@@ -38,6 +38,9 @@ class SamplingConfig:
     """Pixels of a clip's sides: short side resized to it, centre cropped; null: the tokenizer's."""
     buckets: Any = None
     """List of [H, W] instead of a square: a video takes the one of the nearest aspect ratio."""
+    variant: Variant = Variant.none
+    """flip: left and right exchanged; crop_start, crop_end: the left or top, the right or bottom
+    end instead of the centre; flip_crop_start, flip_crop_end: cropped there, then flipped."""
     cuts: Cuts = Cuts.none
     """detect: clips do not cross cuts between shots, which are found in the pictures."""
     cut_threshold: float = 27.0

@@ -97,6 +97,7 @@ class RgbScaler:
                 orientation=key[2],
                 clip_width=clip_width,
                 clip_height=clip_height,
+                variant=self._plan.variant,
             )
             check_pixels(geometry.scaled_width, geometry.scaled_height, self._limits)
             self._geometries = {key: geometry}  # the last size only: a file may hold thousands
@@ -109,7 +110,8 @@ class RgbScaler:
 
         Args:
             frame: a decoded picture.
-            across: where the crop lies between left and right, in [0, 1); None: in the centre.
+            across: where the crop lies between left and right, in [0, 1); None: where the plan's
+                variant has it, by default in the centre.
             down: where it lies between top and bottom, likewise.
         """
         geometry = self.geometry(frame)
@@ -134,7 +136,8 @@ class RgbScaler:
         clip_height, clip_width = self.bucket(frame)
         top = drawn_offset(picture.shape[0], clip_height, down, centre=geometry.top)
         left = drawn_offset(picture.shape[1], clip_width, across, centre=geometry.left)
-        return np.ascontiguousarray(picture[top : top + clip_height, left : left + clip_width])
+        picture = picture[top : top + clip_height, left : left + clip_width]
+        return np.ascontiguousarray(picture[:, ::-1] if geometry.is_flipped else picture)
 
     @staticmethod
     def _source_colours(frame: VideoFrame) -> tuple[int | None, int | None]:

@@ -15,6 +15,8 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.records import Variant
+
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
@@ -82,6 +84,8 @@ class Geometry:
     """First column of the crop, after the picture is turned."""
     top: int
     """First row of the crop, after the picture is turned."""
+    is_flipped: bool = False
+    """Left and right of the crop are exchanged."""
 
 
 def clip_geometry(
@@ -92,8 +96,9 @@ def clip_geometry(
     orientation: Orientation,
     clip_width: int,
     clip_height: int,
+    variant: Variant = Variant.none,
 ) -> Geometry:
-    """Scale so that the shown picture just covers the clip, then crop its centre.
+    """Scale so that the shown picture just covers the clip, then crop its centre, or an end.
 
     For a square clip this is the reference's "short side = resolution, centre crop", with the
     same truncation of the long side and the same rounding of the crop's offset.
@@ -105,6 +110,7 @@ def clip_geometry(
         orientation: how the coded picture is turned to be shown.
         clip_width: columns of the clip.
         clip_height: rows of the clip.
+        variant: where the crop lies, and whether it is flipped.
 
     >>> g = clip_geometry(1920, 1080, pixel_aspect=None, orientation=Orientation(),
     ...                   clip_width=256, clip_height=256)
@@ -131,9 +137,20 @@ def clip_geometry(
         shown_height=max(1, round(down)),
         scaled_width=turned[0],
         scaled_height=turned[1],
-        left=center_crop_offset(scaled_across, clip_width),
-        top=center_crop_offset(scaled_down, clip_height),
+        left=crop_offset(scaled_across, clip_width, variant),
+        top=crop_offset(scaled_down, clip_height, variant),
+        is_flipped=variant.is_flipped,
     )
+
+
+def crop_offset(size: int, crop: int, variant: Variant) -> int:
+    """First kept row or column of a variant's crop, before it is flipped.
+
+    >>> [crop_offset(9, 4, variant) for variant in Variant]
+    [2, 2, 0, 5, 0, 5]
+    """
+    ends = {"start": 0, "centre": center_crop_offset(size, crop), "end": size - crop}
+    return ends[variant.crop]
 
 
 def center_crop_offset(size: int, crop: int) -> int:
