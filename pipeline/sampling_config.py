@@ -35,12 +35,12 @@ class SamplingConfig:
     tail: TailPolicy = TailPolicy.drop
     """drop or pad (the last frame is repeated) an incomplete last clip."""
     resolution: int | None = None
-    """Pixels of a clip's sides: short side resized to it, centre cropped; null: the tokenizer's."""
+    """Pixels of a clip's sides: short side resized to it, then cropped; null: the tokenizer's."""
     buckets: Any = None
     """List of [H, W] instead of a square: a video takes the one of the nearest aspect ratio."""
     variant: Variant = Variant.none
-    """flip: left and right exchanged; crop_start, crop_end: the left or top, the right or bottom
-    end instead of the centre; flip_crop_start, flip_crop_end: cropped there, then flipped."""
+    """What is kept: none: the centre; flip: it, left and right exchanged; crop_start: the left or
+    top end; crop_end: the right or bottom end; flip_crop_start, flip_crop_end: those, flipped."""
     cuts: Cuts = Cuts.none
     """detect: clips do not cross cuts between shots, which are found in the pictures."""
     cut_threshold: float = 27.0
