@@ -17,6 +17,8 @@ from pipeline.ledger import Ledger
 from pipeline.manifest import Line
 from pipeline.parts import open_part
 from pipeline.pixel_stats import BLACK_LUMA
+from pipeline.records import Variant
+from pipeline.resolve_sampling import describe_variant, recorded_variant
 from pipeline.run_record import read_run_record
 from pipeline.schema import TokenFormat
 from pipeline.storage import Storage
@@ -242,7 +244,7 @@ def _schema(schema: pa.Schema, token_format: TokenFormat) -> str:
 
 def _provenance(record: Mapping[str, Any], environments: Iterable[str]) -> str:
     made = record["fingerprint_of"]
-    sampling = made["sampling"]
+    sampling, variant = made["sampling"], recorded_variant(made)
     rows = [
         ("fingerprint", f"`{record['fingerprint']}`"),
         ("tokenizer", _cell(made["tokenizer"]["name"])),
@@ -251,7 +253,7 @@ def _provenance(record: Mapping[str, Any], environments: Iterable[str]) -> str:
         ("frames per second", ", ".join(f"{rate:g}" for rate in sampling["fps"])),
         ("frames of a clip", f"{sampling['clip_frames']} ({sampling['mode']})"),
         ("pixels, H x W", ", ".join(f"{h} x {w}" for h, w in sampling["buckets"])),
-        *([("view", f"`{sampling['variant']}`")] if "variant" in sampling else []),
+        *([("variant", describe_variant(variant))] if variant is not Variant.none else []),
         *((f"made on (environment {n})", _cell(text)) for n, text in enumerate(environments)),
         *((f"version of {name}", text) for name, text in sorted(record["versions"].items())),
         ("version of python", record["python"]),

@@ -110,7 +110,8 @@ def jobs_of(arguments: Sequence[str], primary: str, out_key: str) -> list[list[s
     Raises:
         ConfigError: something swept cannot be read or composed.
     """
-    known, _ = get_args_parser().parse_known_args(list(arguments))
+    # Keys may stand on either side of the flag; what is unknown is left for check_command.
+    known, unknown = get_args_parser().parse_known_intermixed_args(list(arguments))
     if not known.multirun or known.help or known.hydra_help or known.info:
         return [list(arguments)]
     try:
@@ -128,7 +129,7 @@ def jobs_of(arguments: Sequence[str], primary: str, out_key: str) -> list[list[s
     flags = ["--config-dir", known.config_dir] if known.config_dir else []
     flags += ["--cfg", known.cfg] if known.cfg else []
     return [
-        [*flags, *job, *quote_paths([f"{out_key}={place}"])]
+        [*unknown, *flags, *job, *quote_paths([f"{out_key}={place}"])]
         for job, place in zip(jobs, places, strict=True)
     ]
 

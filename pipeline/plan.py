@@ -234,6 +234,9 @@ def rules_of(run: RunConfig) -> Rules:
 
 def print_data(run: RunConfig, plan: Plan, *, is_random: bool) -> None:
     """The dry run: what is there."""
+    from pipeline.records import Variant
+    from pipeline.resolve_sampling import describe_variant
+
     final = plan.ledger.counts(shard.name for shard in plan.shards).final_shards
     size = sum(source.size_bytes for source in plan.sources.values())
     print(
@@ -242,6 +245,8 @@ def print_data(run: RunConfig, plan: Plan, *, is_random: bool) -> None:
     )
     for name, reason in plan.missing.items():
         print(f"not there: {name}: {reason}")
+    if (variant := run.sampling.variant) is not Variant.none:
+        print(f"variant {describe_variant(variant)}")
     if is_random:
         print(f"tokenizer {run.tokenizer.name} has RANDOM weights: fine for this")
     sys.stdout.flush()

@@ -47,7 +47,7 @@ class Rank:
         stays with its rank: that it was tried is not to be seen where nothing came of it.
         """
         return sorted(
-            (task for task in tasks if task.retry is None),
+            (task for task in tasks if not task.is_retry),
             key=lambda task: (task.next_segment > 0, _hash(f"{self.number}/{task.shard.name}")),
         )
 

@@ -34,31 +34,30 @@ class TailPolicy(enum.Enum):
 
 
 class Variant(enum.Enum):
-    """Which of the views of one picture a clip shows: tokens cannot be flipped or cropped later."""
+    """What is kept of a picture that is larger than the clip, and which way round."""
 
     none = "none"
-    """The centre, as it was filmed."""
+    """The centre, as it is shown."""
     flip = "flip"
-    """Left and right are exchanged."""
+    """The centre, left and right exchanged."""
     crop_start = "crop_start"
-    """The crop lies at the left or top end."""
+    """The left or the top end."""
     crop_end = "crop_end"
-    """The crop lies at the right or bottom end."""
+    """The right or the bottom end."""
     flip_crop_start = "flip_crop_start"
-    """The same, then left and right are exchanged."""
+    """The left or the top end, then left and right exchanged."""
     flip_crop_end = "flip_crop_end"
-    """The same, then left and right are exchanged."""
+    """The right or the bottom end, then left and right exchanged."""
 
     @property
     def is_flipped(self) -> bool:
-        """Whether left and right are exchanged."""
-        return self.name.startswith("flip")
+        """Whether left and right are exchanged, behind the crop."""
+        return self.value.startswith("flip")
 
     @property
     def crop(self) -> str:
-        """Where the crop lies: centre, start or end."""
-        last = self.name.rpartition("_")[2]
-        return last if last in ("start", "end") else "centre"
+        """Where the crop lies: ``centre``, ``start`` or ``end``."""
+        return next((end for end in ("start", "end") if self.value.endswith(end)), "centre")
 
 
 class CanaryMode(enum.Enum):
@@ -113,7 +112,7 @@ class ClipPlan:
     cut_threshold: float | None = None
     """Mean change of luma, in grey levels, that is a cut; clips do not cross it."""
     variant: Variant = Variant.none
-    """Which view of the pictures: where the crop lies, and whether they are mirrored."""
+    """Where the crop lies and whether it is flipped."""
 
     @property
     def clip_bytes(self) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.errors import PipelineError, RunError
 from pipeline.heartbeat import read_heartbeats
 from pipeline.ledger import Ledger
+from pipeline.records import Variant
 from pipeline.reporting import outcomes, sections
 from pipeline.reporting.charts import short, size
 from pipeline.reporting.costs import cost
@@ -29,6 +30,7 @@ from pipeline.reporting.quarantine import gallery
 from pipeline.reporting.row_sample import TokenClip, codebook_use, draw_rows
 from pipeline.reporting.samples import read_samples
 from pipeline.reporting.strips import Strip
+from pipeline.resolve_sampling import describe_variant, recorded_variant
 from pipeline.run_record import read_run_record
 from pipeline.status import collect as collect_status
 from pipeline.storage import Storage
@@ -257,6 +259,8 @@ def _head(
     name = escape(_name(record))
     sampling = record["fingerprint_of"].get("sampling", {})
     rates = ", ".join(f"{rate:g}" for rate in sampling.get("fps", ()))
+    variant = recorded_variant(record["fingerprint_of"])
+    changed = "" if variant is Variant.none else f" · variant {describe_variant(variant)}"
     alerts = []
     if record["random_weights"]:
         alerts.append("The tokenizer has random weights: its tokens carry no meaning.")
@@ -273,7 +277,7 @@ def _head(
     ]
     return (
         f"<h1>{name}{badge}</h1>"
-        f'<p class="soft">{escape(status["tokenizer"])} at {escape(rates)} fps · '
+        f'<p class="soft">{escape(status["tokenizer"])} at {escape(rates)} fps{escape(changed)} · '
         f"<code>{escape(str(storage))}</code></p>"
         f"{''.join(map(alert, alerts))}{tiles(numbers)}"
     )

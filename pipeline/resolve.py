@@ -26,8 +26,9 @@ from pipeline.encode import EncoderSpec
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import digest_of
 from pipeline.reader import ReadRules
-from pipeline.records import ClipPlan, SamplingMode, Variant, VideoLimits
+from pipeline.records import ClipPlan, SamplingMode, VideoLimits
 from pipeline.resolve_quality import quality_identity, quality_rules
+from pipeline.resolve_sampling import sampling_identity
 from pipeline.resolve_spans import selection_rules, spans_identity, stored_columns
 from pipeline.sampling_config import Cuts
 from pipeline.schedule import RetryRules
@@ -233,16 +234,12 @@ def identity(run: RunConfig, checkpoint_digest: str) -> Identity:
     return Identity(
         material=plain(
             quality_identity(run)
+            | sampling_identity(clip_plan(run))
             | {
                 "format_version": FORMAT_VERSION,
                 "tokenizer": tokenizer_material(run),
                 "checkpoint_digest": checkpoint_digest,
                 "precision": run.tokenizer.precision.name,
-                "sampling": _asked_for(asdict(clip_plan(run)), "cut_threshold", "variant"),
-                "transform": {
-                    "resize": "short side, bilinear, antialiased",
-                    "crop": run.sampling.variant.crop,
-                },
                 "dataset": dataset,
                 "packing": packing(run),
                 "compression": compression(run),
@@ -250,12 +247,6 @@ def identity(run: RunConfig, checkpoint_digest: str) -> Identity:
             }
         )
     )
-
-
-def _asked_for(fields: dict[str, Any], *later: str) -> dict[str, Any]:
-    """Without those of the later options that say nothing: OUTs from before do not know them."""
-    nothing = (None, Variant.none)
-    return {name: v for name, v in fields.items() if v not in nothing or name not in later}
 
 
 def redacted(run: RunConfig) -> dict[str, Any]:

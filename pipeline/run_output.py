@@ -20,7 +20,8 @@ from pipeline.encode import EncoderSpec
 from pipeline.errors import ConfigError
 from pipeline.planning import Plan, make_plan
 from pipeline.reader import Source
-from pipeline.records import CanaryMode, Retry
+from pipeline.records import CanaryMode, Retry, Variant
+from pipeline.resolve_sampling import describe_variant
 from pipeline.run_record import check_fingerprint, write_run_record
 from pipeline.shards import Shard
 from pipeline.storage import Storage
@@ -129,6 +130,8 @@ def describe_plan(output: RunOutput, plan: Plan) -> list[str]:
         endings = ", ".join(sorted(resolve.read_rules(run).image_extensions))
         committed = f"{counts.single_frames:,} are committed"
         lines.append(f"images ({endings}) are clips of one frame; {committed}")
+    if (variant := run.sampling.variant) is not Variant.none:
+        lines.append(f"variant {describe_variant(variant)}")
     if output.weights.is_random:
         name = run.tokenizer.name
         lines.append(f"tokenizer {name} has RANDOM weights: its tokens carry no meaning")

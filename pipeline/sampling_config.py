@@ -1,4 +1,4 @@
-"""``sampling``: which clips are cut out of a video; every field, its unit, its default."""
+"""The section ``sampling`` of a run: which frames become clips, and what is kept of them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class SamplingConfig:
     tail: TailPolicy = TailPolicy.drop
     """drop or pad (the last frame is repeated) an incomplete last clip."""
     resolution: int | None = None
-    """Pixels of a clip's sides: short side resized to it, centre cropped; null: the tokenizer's."""
+    """Pixels of a clip's sides: short side resized to it, then cropped; null: the tokenizer's."""
     buckets: Any = None
     """List of [H, W] instead of a square: a video takes the one of the nearest aspect ratio."""
     variant: Variant = Variant.none
-    """The view: none (centre), flip (mirrored), crop_start or crop_end (left or top, right or
-    bottom), flip_crop_start, flip_crop_end. Several in one pass: outputs."""
+    """What is kept: none: the centre; flip: it, left and right exchanged; crop_start: the left or
+    top end; crop_end: the right or bottom end; flip_crop_start, flip_crop_end: those, flipped."""
     cuts: Cuts = Cuts.none
     """detect: clips do not cross cuts between shots, which are found in the pictures."""
     cut_threshold: float = 27.0

@@ -111,7 +111,8 @@ class RgbScaler:
 
         Args:
             frame: a decoded picture.
-            across: where the crop lies between left and right, in [0, 1); None: as the plan says.
+            across: where the crop lies between left and right, in [0, 1); None: where the plan's
+                variant has it, by default in the centre.
             down: where it lies between top and bottom, likewise.
         """
         return self.cut(frame, self.scaled(frame), across=across, down=down)
@@ -152,7 +153,7 @@ class RgbScaler:
         top = drawn_offset(picture.shape[0], clip_height, down, centre=geometry.top)
         left = drawn_offset(picture.shape[1], clip_width, across, centre=geometry.left)
         kept = picture[top : top + clip_height, left : left + clip_width]
-        return np.ascontiguousarray(kept[:, ::-1] if self._plan.variant.is_flipped else kept)
+        return np.ascontiguousarray(kept[:, ::-1] if geometry.is_flipped else kept)
 
     @staticmethod
     def _source_colours(frame: VideoFrame) -> tuple[int | None, int | None]:

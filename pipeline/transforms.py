@@ -84,6 +84,8 @@ class Geometry:
     """First column of the crop, after the picture is turned."""
     top: int
     """First row of the crop, after the picture is turned."""
+    is_flipped: bool = False
+    """Left and right of the crop are exchanged."""
 
 
 def clip_geometry(
@@ -108,7 +110,7 @@ def clip_geometry(
         orientation: how the coded picture is turned to be shown.
         clip_width: columns of the clip.
         clip_height: rows of the clip.
-        variant: says where the crop lies.
+        variant: where the crop lies, and whether it is flipped.
 
     >>> g = clip_geometry(1920, 1080, pixel_aspect=None, orientation=Orientation(),
     ...                   clip_width=256, clip_height=256)
@@ -135,9 +137,20 @@ def clip_geometry(
         shown_height=max(1, round(down)),
         scaled_width=turned[0],
         scaled_height=turned[1],
-        left=variant_offset(scaled_across, clip_width, variant),
-        top=variant_offset(scaled_down, clip_height, variant),
+        left=crop_offset(scaled_across, clip_width, variant),
+        top=crop_offset(scaled_down, clip_height, variant),
+        is_flipped=variant.is_flipped,
     )
+
+
+def crop_offset(size: int, crop: int, variant: Variant) -> int:
+    """First kept row or column of a variant's crop, before it is flipped.
+
+    >>> [crop_offset(9, 4, variant) for variant in Variant]
+    [2, 2, 0, 5, 0, 5]
+    """
+    ends = {"start": 0, "centre": center_crop_offset(size, crop), "end": size - crop}
+    return ends[variant.crop]
 
 
 def center_crop_offset(size: int, crop: int) -> int:
@@ -147,16 +160,6 @@ def center_crop_offset(size: int, crop: int) -> int:
     [0, 0, 1, 2, 2]
     """
     return round((size - crop) / 2)
-
-
-def variant_offset(size: int, crop: int, variant: Variant) -> int:
-    """First kept row or column of a variant's crop.
-
-    >>> [variant_offset(9, 4, one) for one in (Variant.flip, Variant.crop_start, Variant.crop_end)]
-    [2, 0, 5]
-    """
-    offsets = {"start": 0, "end": size - crop}
-    return offsets.get(variant.crop, center_crop_offset(size, crop))
 
 
 def drawn_offset(size: int, crop: int, chance: float | None, *, centre: int) -> int:

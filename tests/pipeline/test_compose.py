@@ -56,6 +56,10 @@ MISTAKES = [
     ([*DEMO, "sampling.fps=[8,8]"], "sampling.fps names a rate twice: [8.0, 8.0]"),
     ([*DEMO, "sampling.fps=[8"], "'[8'"),
     ([*DEMO, "sampling.tail=keep"], "'keep', expected one of [drop, pad]"),
+    (
+        [*DEMO, "sampling.variant=mirror"],
+        "'mirror', expected one of [none, flip, crop_start, crop_end, flip_crop_start, ",
+    ),
     ([*DEMO, "commit.max_clips=many"], "commit.max_clips=many: Value 'many'"),
     ([*DEMO, "commit.max_clips=0"], "commit.max_clips and commit.max_seconds must be positive"),
     ([*DEMO, "encoder.batch_clips=0"], "encoder.batch_clips must be at least 1, got 0"),

@@ -51,6 +51,21 @@ def test_every_job_has_an_out_of_its_own(words: list[str], expected: list[str]) 
     assert all(out.endswith(end) for out, end in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("place", range(3))
+def test_the_flag_may_stand_before_between_or_behind_the_keys(place: int) -> None:
+    words = ["+dataset=demo", "+tokenizer=demo", "sampling.variant=none,flip"]
+    compose.register_schema()
+    made = compose.jobs_of([*words[:place], "--multirun", *words[place:]], "run", "output.root")
+    assert [job[-2] for job in made] == ["sampling.variant=none", "sampling.variant=flip"]
+
+
+def test_an_option_that_nobody_knows_is_told_with_several_runs_as_well(tmp_path: Path) -> None:
+    words = ("--multirun", "--frobnicate", *DEMO, "sampling.variant=none,flip")
+    ended = runs.run(*words, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == "error: unknown option --frobnicate; see --help\n"
+
+
 def test_a_root_that_tells_jobs_apart_is_left_as_it_is() -> None:
     root = "output.root=/tokens/${sampling.resolution}"
     assert outs(*DEMO, root, "sampling.resolution=64,128") == ["/tokens/64", "/tokens/128"]

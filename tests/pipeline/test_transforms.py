@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import pipeline.transforms
+from pipeline.records import Variant
 from pipeline.transforms import Orientation, center_crop_offset, clip_geometry, scaler_matrix
 
 UPRIGHT = Orientation()
@@ -14,7 +15,9 @@ ONE = 65536
 PICTURE = np.arange(6, dtype=np.uint8).reshape(2, 3, 1)
 
 
-def geometry(width, height, clip=(256, 256), *, aspect=None, orientation=UPRIGHT):
+def geometry(
+    width, height, clip=(256, 256), *, aspect=None, orientation=UPRIGHT, variant=Variant.none
+):
     g = clip_geometry(
         width,
         height,
@@ -22,6 +25,7 @@ def geometry(width, height, clip=(256, 256), *, aspect=None, orientation=UPRIGHT
         orientation=orientation,
         clip_width=clip[0],
         clip_height=clip[1],
+        variant=variant,
     )
     return (g.shown_width, g.shown_height), (g.scaled_width, g.scaled_height), (g.left, g.top)
 
@@ -72,6 +76,19 @@ def test_turned_picture_is_scaled_as_coded_and_cropped_as_shown():
 def test_empty_picture_is_refused(size):
     with pytest.raises(ValueError, match="at least 1"):
         geometry(*size)
+
+
+@pytest.mark.parametrize(
+    ("size", "start", "end"),
+    [
+        ((1920, 1080), (0, 0), (199, 0)),
+        ((1080, 1920), (0, 0), (0, 199)),
+        ((512, 512), (0, 0), (0, 0)),
+    ],
+)
+def test_variant_crops_at_an_end_of_the_long_side(size, start, end):
+    for variant, offset in ((Variant.crop_start, start), (Variant.flip_crop_end, end)):
+        assert geometry(*size, variant=variant)[2] == offset
 
 
 def test_crop_offset_rounds_half_to_even():
