@@ -107,7 +107,7 @@ def test_an_image_has_variants_of_what_its_exif_shows(orientation: int) -> None:
 
     def shown(variant: Variant, bucket: tuple[int, int] = (64, 64)) -> np.ndarray:
         plan = plan_of(8.0, variant=variant, buckets=(bucket,))
-        clip, _ = decode_image(data, plan, VideoLimits())
+        (_, clip), _ = decode_image(data, [plan], VideoLimits())
         assert isinstance(clip, Clip)
         return clip.frames
 
@@ -125,18 +125,18 @@ def test_an_image_has_variants_of_what_its_exif_shows(orientation: int) -> None:
 
 
 def told(plan: ClipPlan) -> dict[str, object]:
-    return dict(json.loads(json.dumps(settings_message(plan, VideoLimits(), 3))))
+    return dict(json.loads(json.dumps(settings_message([plan], VideoLimits(), 3))))
 
 
 @pytest.mark.parametrize("variant", Variant)
 def test_a_plan_comes_through_the_settings_as_it_was(variant: Variant) -> None:
     plan = plan_of(8.0, variant=variant)
-    assert read_settings(told(plan)) == (plan, VideoLimits(), 3)
+    assert read_settings(told(plan)) == ((plan,), VideoLimits(), 3)
 
 
 def test_a_variant_that_is_none_is_not_read() -> None:
-    message = settings_message(plan_of(8.0), VideoLimits(), 3)
-    message["plan"]["variant"] = "upside_down"
+    message = settings_message([plan_of(8.0)], VideoLimits(), 3)
+    message["plans"][0]["variant"] = "upside_down"
     with pytest.raises(KeyError, match="upside_down"):
         read_settings(message)
 
