@@ -317,6 +317,8 @@ def to_run_config(config: DictConfig) -> RunConfig:
     require_groups(config)
     run = to_dataclasses(config)
     assert isinstance(run, RunConfig)
+    if run.outputs is not None:
+        raise ConfigError("outputs is for python -m pipeline.run; give the keys of one entry here")
     check_places(run)
     clip_plan(run)
     check_spans(run)
