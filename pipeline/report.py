@@ -6,8 +6,6 @@ for local folders and S3, while a run goes on or after. ``pipeline.run`` writes 
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import sys
 import time
@@ -16,6 +14,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from pipeline.command_line import CommandLine, json_object, positive, whole
 from pipeline.errors import PipelineError, RunError
 from pipeline.heartbeat import read_heartbeats
 from pipeline.ledger import Ledger
@@ -71,7 +70,7 @@ class ReportOptions:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m pipeline.report",
         description=f"Write OUT/{PLACE}: one page about what a run made.",
         epilog="exit code: 0 written, 2 no such OUT, or it cannot be trusted",
@@ -79,14 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", metavar="OUT", help="output.root of a run: a local path or s3://...")
     parser.add_argument(
         "--reconstruct",
-        type=int,
+        type=whole,
         metavar="N",
         help=f"decode N clips from their tokens (default: {RECONSTRUCTED} where OUT has at most "
         f"{SMALL_CLIPS:,} clips)",
     )
     parser.add_argument(
         "--seconds",
-        type=float,
+        type=positive,
         default=RECONSTRUCT_SECONDS,
         metavar="S",
         help="time for --reconstruct (default: %(default)s)",
@@ -94,14 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, what in (("storage", "OUT"), ("source", "the source, over those in run.json")):
         parser.add_argument(
             f"--{name}-options",
-            type=json.loads,
+            type=json_object,
             default={},
             metavar="JSON",
             help=f"fsspec options for {what}",
         )
     given = parser.parse_args(arguments)
-    if given.reconstruct is not None and given.reconstruct < 0:
-        parser.error(f"--reconstruct {given.reconstruct}: must be 0 or more")
     options = ReportOptions(
         num_reconstructed=given.reconstruct,
         reconstruct_seconds=given.seconds,

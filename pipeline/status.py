@@ -6,7 +6,6 @@ Exit codes: 0 every shard is final and complete, 1 not (yet), 2 no such OUT.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
@@ -19,6 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pipeline.balance import bottleneck
+from pipeline.command_line import CommandLine, json_object, positive
 from pipeline.errors import PipelineError, RunError
 from pipeline.heartbeat import read_heartbeats, running
 from pipeline.ledger import Ledger
@@ -32,7 +32,7 @@ WATCH_SECONDS = 5.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m pipeline.status",
         description="Say how far the output of pipeline.run is.",
         epilog="exit code: 0 every shard is final and complete, 1 not (yet), 2 no such OUT",
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", metavar="OUT", help="output.root of a run: a local path or s3://...")
     parser.add_argument(
         "--watch",
-        type=float,
+        type=positive,
         nargs="?",
         const=WATCH_SECONDS,
         metavar="SECONDS",
@@ -48,11 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.add_argument(
-        "--storage-options", type=json.loads, default={}, metavar="JSON", help="fsspec options"
+        "--storage-options", type=json_object, default={}, metavar="JSON", help="fsspec options"
     )
     options = parser.parse_args(arguments)
-    if options.watch is not None and options.watch <= 0:
-        parser.error(f"--watch {options.watch:g}: must be more than 0 seconds")
     try:
         storage = Storage(options.out, options.storage_options)
         if options.watch is not None:

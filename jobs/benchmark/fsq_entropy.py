@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from jobs.benchmark.measure import machine, median, table, write_json
+from pipeline.command_line import CommandLine, count, new_file, positive
 from tokenizer.training.fsq_entropy import entropy_loss
 
 SIZES = {4096: [8] * 4, 32768: [8] * 5, 262144: [8] * 6}
@@ -26,13 +27,13 @@ TABLE_TEMPORARIES = 6
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print time and memory of both ways for the codebooks of the published models."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.benchmark fsq_entropy")
-    parser.add_argument("--tokens", type=int, default=5120, help="5120: one clip of 17x256x256")
+    parser = CommandLine(prog="python -m jobs.benchmark fsq_entropy")
+    parser.add_argument("--tokens", type=count, default=5120, help="5120: one clip of 17x256x256")
     parser.add_argument("--codes", type=int, nargs="+", choices=sorted(SIZES), default=[*SIZES])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--table-gigabytes", type=float, default=16.0)
-    parser.add_argument("--json")
+    parser.add_argument("--rounds", type=count, default=3)
+    parser.add_argument("--threads", type=count, default=2)
+    parser.add_argument("--table-gigabytes", type=positive, default=16.0)
+    parser.add_argument("--json", type=new_file)
     options = parser.parse_args(arguments)
     rows, figures = [["codes, way", "seconds", "peak MB", "loss"]], []
     for codes in options.codes:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.benchmark.measure import machine, table, write_json
+from pipeline.command_line import CommandLine, count, new_file
 from pipeline.ledger import Ledger
 from pipeline.listing import Entry
 from pipeline.planning import make_plan
@@ -43,10 +44,10 @@ LIMIT_SECONDS, LIMIT_BYTES = 20.0, 1 << 30
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The benchmark; exit code 1 when planning from a manifest is beyond its bounds."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.benchmark planning", description=__doc__)
-    parser.add_argument("--receipts", type=int, default=100_000)
-    parser.add_argument("--segments", type=int, default=10, help="receipts of one shard")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser = CommandLine(prog="python -m jobs.benchmark planning", description=__doc__)
+    parser.add_argument("--receipts", type=count, default=100_000)
+    parser.add_argument("--segments", type=count, default=10, help="receipts of one shard")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
     parser.add_argument("--measure", choices=MODES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

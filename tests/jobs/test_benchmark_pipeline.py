@@ -30,7 +30,7 @@ def test_settings_are_read_as_decoders_by_threads(capsys: pytest.CaptureFixture[
     for wrong in ("1", "0x1", "axb", "1x1x1"):
         with pytest.raises(SystemExit):
             pipeline.main(["--settings", wrong])
-        assert f"invalid read_settings value: '{wrong}'" in capsys.readouterr().err
+        assert "argument --settings: " in capsys.readouterr().err
 
 
 def test_videos_are_taken_in_turn_until_there_are_enough_clips() -> None:
