@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--from and --clip-id go together")
     if options.source is None and options.tokenizer is None:
         parser.error("--tokenizer NAME is needed; python -m tokenizer.list shows them")
+    if options.source is None and not options.input.is_file():
+        parser.error(f"IN {options.input}: no such file")
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
