@@ -148,11 +148,15 @@ def new_file(text: str) -> Path:
     """A file to be written, known to have a folder before hours of work for it begin.
 
     Raises:
-        argparse.ArgumentTypeError: there is no such folder, or it is a folder itself.
+        argparse.ArgumentTypeError: there is no such folder, or it is one itself.
     """
     path = Path(text)
-    if path.is_dir():
+    try:
+        is_folder, has_folder = path.is_dir(), path.parent.is_dir()
+    except OSError as error:  # a name that is too long
+        raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from None
+    if is_folder:
         raise argparse.ArgumentTypeError(f"{text} is a folder; give a file in it")
-    if not path.parent.is_dir():
+    if not has_folder:
         raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}")
     return path

@@ -57,6 +57,7 @@ def test_what_is_typed_is_read(kind: Callable[[str], Any], text: str, value: Any
         (file_there, "/nowhere", "/nowhere: no such file"),
         (new_file, "/nowhere/x", "there is no folder /nowhere"),
         (new_file, "/", "/ is a folder"),
+        (new_file, "x" * 300, "File name too long"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_reason(
