@@ -18,6 +18,7 @@ from pipeline.command_line import CommandLine, json_object, positive, whole
 from pipeline.errors import PipelineError, RunError
 from pipeline.heartbeat import read_heartbeats
 from pipeline.ledger import Ledger
+from pipeline.manifest import Line
 from pipeline.reporting import outcomes, sections
 from pipeline.reporting.charts import short, size
 from pipeline.reporting.costs import cost
@@ -137,12 +138,12 @@ def compose_report(storage: Storage, options: ReportOptions) -> str:
     counts, status = ledger.counts(), collect_status(record, ledger, beats)
     starts = sorted(float(b["began_at_seconds"]) for b in beats if "began_at_seconds" in b)
     facts = collect(
-        ledger.lines(),
+        ledger.lines(with_groups=False),
         run_starts=starts or [record["created_seconds"]],
         num_drawn=NUM_PARTS,
         num_bad=NUM_BAD,
     )
-    sample = draw_rows(storage, facts.drawn, num_shown=NUM_MAPS)
+    sample = draw_rows(storage, _with_groups(ledger, facts.drawn), num_shown=NUM_MAPS)
     use = None if sample.codebook is None else codebook_use(sample.codebook)
     strips, measured, origin, missing = _strips(storage, record, facts, sample.shown, options)
     failures, num_failures = read_failures(storage, most=NUM_FAILURES)
@@ -191,6 +192,13 @@ def compose_report(storage: Storage, options: ReportOptions) -> str:
         sections=parts,
         foot=f"Written {outcomes.moment(time.time())} from {storage}",
     )
+
+
+def _with_groups(ledger: Ledger, drawn: Sequence[Line]) -> list[Line]:
+    """The same lines, with the row groups that one pass over all of them leaves out."""
+    shards = sorted({line.shard for line in drawn})
+    found = {line.part: line for line in ledger.lines(shards=shards)} if shards else {}
+    return [found[line.part] for line in drawn]
 
 
 def _strips(
