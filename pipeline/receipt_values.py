@@ -50,6 +50,10 @@ def check_values(record: Any, *, with_groups: bool = True) -> None:
 def _check_groups(record: Any) -> None:
     """Row groups must make up the whole part."""
     groups = record.row_groups
+    if not _are_groups(groups):
+        raise ValueError(
+            f"row_groups must be rows, end_offset and SHA-256 of each, got {groups!r:.80}"
+        )
     if (record.part is None) != (not groups):
         raise ValueError(f"{len(groups)} row_groups, and the part is {record.part}")
     end, rows = 0, 0
@@ -134,7 +138,6 @@ def _are_counts(value: Any) -> bool:
 
 
 def _are_groups(value: Any) -> bool:
-    # written out: a manifest has millions of them
     return isinstance(value, tuple) and all(
         type(rows) is int
         and 0 < rows < 1 << 63
@@ -179,7 +182,6 @@ _CHECKS: Mapping[str, _Check] = {
     **dict.fromkeys(("source_bytes", "start_offset", "end_offset"), _NUMBER),
     **dict.fromkeys(("final", "complete"), _TRUTH),
     **dict.fromkeys(("part_sha256", "footer_sha256"), _DIGEST),
-    "row_groups": (_are_groups, "rows, end_offset and SHA-256 of each"),
     "shapes": (_are_shapes, 'numbers of clips by shape, as in {"5,32,32": 4096}'),
     "latent_mean": (_are_floats, "finite numbers"),
     "latent_std": (

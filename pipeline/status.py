@@ -23,6 +23,7 @@ from pipeline.errors import PipelineError, RunError
 from pipeline.heartbeat import read_heartbeats, running
 from pipeline.ledger import Ledger
 from pipeline.live import duration, pace, panel, stages
+from pipeline.receipts import list_receipts, read_receipts
 from pipeline.run_record import has_images, read_run_record
 from pipeline.storage import Storage
 
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         storage = Storage(options.out, options.storage_options)
         if options.watch is not None:
             return watch(storage, options.watch, as_json=options.json)
-        facts, _ = look(storage)
+        facts = Looks(storage).now()[0]
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -63,17 +64,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if facts["finished"] else 1
 
 
-def look(storage: Storage) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The facts now, and what drivers last said.
+class Looks:
+    """An OUT as it is now, again and again; each look but the first reads only new receipts."""
 
-    Raises:
-        RunError: no OUT, or one that cannot be trusted.
-    """
-    record = read_run_record(storage)
-    if record is None:
-        raise RunError(f"{storage}: no run.json there, so this is no OUT")
-    drivers = read_heartbeats(storage)
-    return collect(record, Ledger.open(storage), drivers), drivers
+    def __init__(self, storage: Storage) -> None:
+        """Nothing is read yet."""
+        self._storage = storage
+        self._ledger: Ledger | None = None
+        self._num_drivers = 0
+
+    def now(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The facts, and what drivers last said.
+
+        Raises:
+            RunError: no OUT, or one that cannot be trusted.
+        """
+        record = read_run_record(self._storage)
+        if record is None:
+            raise RunError(f"{self._storage}: no run.json there, so this is no OUT")
+        drivers = read_heartbeats(self._storage)
+        # only at its start a driver may take receipts away (changed_inputs=redo)
+        if self._ledger is None or len(drivers) != self._num_drivers:
+            self._ledger, self._num_drivers = Ledger.open(self._storage), len(drivers)
+        else:
+            self._ledger = _caught_up(self._ledger, self._storage)
+        return collect(record, self._ledger, drivers), drivers
+
+
+def _caught_up(ledger: Ledger, storage: Storage) -> Ledger:
+    """With the receipts that came since; opened anew where some are gone."""
+    names = list_receipts(storage)
+    fresh = [name for name in names if not ledger.holds(name)]
+    if len(names) - len(fresh) < len(ledger):
+        return Ledger.open(storage)
+    ledger.add(read_receipts(storage, fresh))
+    return ledger
 
 
 def watch(storage: Storage, seconds: float, *, as_json: bool) -> int:
@@ -88,7 +113,8 @@ def watch(storage: Storage, seconds: float, *, as_json: bool) -> int:
     live = (
         Live(console=console, auto_refresh=False) if console.is_terminal and not as_json else None
     )
-    facts, drivers = look(storage)
+    looks = Looks(storage)
+    facts, drivers = looks.now()
     with live or contextlib.nullcontext(), contextlib.suppress(KeyboardInterrupt):
         while True:
             if live is not None:
@@ -98,7 +124,7 @@ def watch(storage: Storage, seconds: float, *, as_json: bool) -> int:
             if facts["finished"] or not facts["running_drivers"]:
                 break
             time.sleep(seconds)
-            facts, drivers = look(storage)
+            facts, drivers = looks.now()
     if not as_json:
         print(describe(str(storage), facts))
     return 0 if facts["finished"] else 1

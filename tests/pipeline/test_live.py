@@ -170,7 +170,10 @@ def test_watch_on_a_terminal_shows_the_table(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(("--watch", "0"), "--watch 0: must be more than 0"), (("--watch",), "no run.json there")],
+    [
+        (("--watch", "0"), "--watch: must be above 0, got 0"),
+        (("--watch",), "no run.json there"),
+    ],
 )
 def test_a_wrong_watch_is_one_line(
     arguments: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
