@@ -6,11 +6,13 @@ Made from what a driver says of itself (its heartbeat), so that the run's own te
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +22,11 @@ from pipeline.history import Step, lately, moments_of, steps
 
 WINDOW_SECONDS = 60.0
 """Of the rates shown."""
+
+
+PICTURE_COLUMNS = 110
+"""Characters in a row of a picture."""
+_FONT = re.compile(r"@font-face\s*\{[^}]*\}\s*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,3 +136,21 @@ def panel(beat: Mapping[str, Any]) -> RenderableType:
     for text in beat.get("last_quarantined", ()):
         lines.append(Text(f"quarantined {text}", style="yellow", no_wrap=True, overflow="ellipsis"))
     return Group(*lines)
+
+
+def picture(view: RenderableType, *, title: str) -> str:
+    """What a terminal would show, as an SVG that loads nothing from elsewhere.
+
+    Args:
+        view: such as `panel`.
+        title: of the window.
+    """
+    console = Console(
+        record=True,
+        width=PICTURE_COLUMNS,
+        file=io.StringIO(),
+        force_terminal=True,
+        color_system="truecolor",
+    )
+    console.print(view)
+    return _FONT.sub("", console.export_svg(title=title))

@@ -18,11 +18,11 @@ from rich.live import Live
 from rich.text import Text
 
 from pipeline.balance import bottleneck
-from pipeline.command_line import CommandLine, json_object, positive
+from pipeline.command_line import CommandLine, json_object, new_file, positive
 from pipeline.errors import PipelineError, RunError
 from pipeline.heartbeat import read_heartbeats, running
 from pipeline.ledger import Ledger
-from pipeline.live import duration, pace, panel, stages
+from pipeline.live import duration, pace, panel, picture, stages
 from pipeline.receipts import list_receipts, read_receipts
 from pipeline.run_record import has_images, read_run_record
 from pipeline.storage import Storage
@@ -49,16 +49,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.add_argument(
+        "--picture",
+        type=new_file,
+        metavar="FILE.svg",
+        help="write there what a terminal shows of it now",
+    )
+    parser.add_argument(
         "--storage-options", type=json_object, default={}, metavar="JSON", help="fsspec options"
     )
     options = parser.parse_args(arguments)
+    if options.picture is not None and options.watch is not None:
+        parser.error("--picture is of one moment: not with --watch")
     try:
         storage = Storage(options.out, options.storage_options)
         if options.watch is not None:
             return watch(storage, options.watch, as_json=options.json)
-        facts = Looks(storage).now()[0]
+        facts, drivers = Looks(storage).now()
+        if options.picture is not None:
+            options.picture.write_text(_picture(storage, facts, drivers), encoding="utf-8")
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: --picture {options.picture}: {error.strerror}", file=sys.stderr)
         return 2
     print(json.dumps(facts, indent=1) if options.json else describe(str(storage), facts))
     return 0 if facts["finished"] else 1
@@ -141,6 +154,17 @@ def watched(
         f"{facts['num_shards']:,} shards final"
     )
     return Group(place, Text(committed), *(panel(beat) for beat in at_work))
+
+
+def _picture(
+    storage: Storage, facts: Mapping[str, Any], drivers: Sequence[Mapping[str, Any]]
+) -> str:
+    """The table while somebody works, else the facts in words; as SVG."""
+    if facts["running_drivers"]:
+        view = watched(str(storage), facts, drivers)
+    else:
+        view = Text(describe(str(storage), facts))
+    return picture(view, title=f"python -m pipeline.status {storage}")
 
 
 def one_line(facts: Mapping[str, Any], drivers: Sequence[Mapping[str, Any]]) -> str:
