@@ -70,6 +70,16 @@ def duration(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
+def by_reason(reasons: Mapping[str, int]) -> str:
+    """Numbers behind a sum.
+
+    >>> by_reason({"too_short": 2, "decode": 1}), by_reason({})
+    (' (decode 1, too_short 2)', '')
+    """
+    text = ", ".join(f"{reason} {number:,}" for reason, number in sorted(reasons.items()))
+    return f" ({text})" if text else ""
+
+
 def stages(beat: Mapping[str, Any]) -> list[tuple[str, str, float | None, str]]:
     """Name of each stage, its rate, its busy share (None: not known), and what it waits for.
 

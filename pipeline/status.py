@@ -22,7 +22,7 @@ from pipeline.command_line import CommandLine, json_object, new_file, positive
 from pipeline.errors import PipelineError, RunError
 from pipeline.heartbeat import read_heartbeats, running
 from pipeline.ledger import Ledger
-from pipeline.live import duration, pace, panel, picture, stages
+from pipeline.live import by_reason, duration, pace, panel, picture, stages
 from pipeline.receipts import list_receipts, read_receipts
 from pipeline.run_record import has_images, read_run_record
 from pipeline.storage import Storage
@@ -225,11 +225,6 @@ def collect(
 
 def describe(root: str, facts: Mapping[str, Any]) -> str:
     """The facts in plain words."""
-
-    def counts(reasons: Mapping[str, int]) -> str:
-        text = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
-        return f" ({text})" if text else ""
-
     images = "" if facts["images"] is None else f" ({facts['images']:,} images)"
     lines = [
         f"{root}: {'finished' if facts['finished'] else 'not finished'}",
@@ -239,8 +234,8 @@ def describe(root: str, facts: Mapping[str, Any]) -> str:
         f"{facts['begun_shards']:,} begun",
         f"{facts['videos']:,} videos gave {facts['clips']:,} clips{images} in "
         f"{facts['segments']:,} segments, {facts['token_bytes'] / 1e6:,.2f} MB",
-        f"filtered {sum(facts['filtered'].values()):,}{counts(facts['filtered'])}, "
-        f"quarantined {sum(facts['quarantined'].values()):,}{counts(facts['quarantined'])}",
+        f"filtered {sum(facts['filtered'].values()):,}{by_reason(facts['filtered'])}, "
+        f"quarantined {sum(facts['quarantined'].values()):,}{by_reason(facts['quarantined'])}",
     ]
     if facts["numeric_environments"] > 1:
         lines.append(f"{facts['numeric_environments']} numeric environments are mixed")

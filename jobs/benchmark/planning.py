@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from pipeline.reader import source_of
 from pipeline.receipt_values import RowGroup
 from pipeline.receipts import Receipt, new_attempt, part_name
 from pipeline.shards import tar_shards
+from pipeline.steering import peak_rss_bytes
 from pipeline.storage import Storage
 
 KEYS_PER_RECEIPT = 500
@@ -183,7 +183,7 @@ def measure(mode: str, folder: Path) -> dict[str, float]:
     """One mode, in this process."""
     storage = CountingStorage(str(folder / "out"))
     shards = tar_shards(sorted(str(path) for path in folder.glob("*.tar")))
-    imported = _peak_rss_bytes()
+    imported = peak_rss_bytes()
     measured: Callable[[], Any]
     if mode == "grow":
         ledger = Ledger.open(storage)
@@ -208,17 +208,13 @@ def measure(mode: str, folder: Path) -> dict[str, float]:
     figures = {
         "seconds": time.perf_counter() - began,
         "cpu_seconds": time.process_time() - cpu,
-        "peak_rss_bytes": _peak_rss_bytes(),
+        "peak_rss_bytes": peak_rss_bytes(),
         "rss_before_bytes": imported,
         "requests": storage.requests,
     }
     if mode == "receipts":
         result.ledger.publish(storage)
     return figures
-
-
-def _peak_rss_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _in_a_process(mode: str, folder: Path) -> dict[str, float]:
