@@ -83,7 +83,7 @@ def _process(
     try:
         work(options, device, parent)
     except (PipelineError, OSError, ValueError) as error:
-        print(f"jobs.train_example: rank {rank}: {error}", file=sys.stderr)
+        print(f"error: rank {rank}: {error}", file=sys.stderr)
         return 2
     finally:
         dist.destroy_process_group()

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from jobs.tokenised_clips import TokenisedClip, find_clip, model_of, plugin_frames
 from jobs.video_files import Picture, VideoReader, VideoWriter
+from pipeline.command_line import CommandLine, count, size
 from pipeline.errors import PipelineError
 from tokenizer import TokenizerError, VideoTokenizer, load_tokenizer
 from tokenizer.config import Version
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--from and --clip-id go together")
     if options.source is None and options.tokenizer is None:
         parser.error("--tokenizer NAME is needed; python -m tokenizer.list shows them")
+    if options.source is None and not options.input.is_file():
+        parser.error(f"IN {options.input}: no such file")
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
@@ -52,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _decode_clip(options)
             return _reconstruct(options)
     except (TokenizerError, PipelineError, av.FFmpegError, OSError) as error:
-        print(f"jobs.reconstruct: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
 
 
@@ -129,7 +132,7 @@ def _reconstruct(options: argparse.Namespace) -> int:
         writer.close()
     if not quality:
         unfinished.unlink()
-        print(f"jobs.reconstruct: {options.input} has no frames", file=sys.stderr)
+        print(f"error: {options.input} has no frames", file=sys.stderr)
         return 2
     unfinished.replace(options.output)
     mean_psnr, mean_ssim = np.mean(quality, axis=0)
@@ -238,13 +241,8 @@ class _Progress:
         print(f"{done}{total} frames, {rate:.2f} frames/s{so_far}", file=sys.stderr)
 
 
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    return int(height), int(width or height)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m jobs.reconstruct",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -256,10 +254,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoint", metavar="C", help="path, URL, auto or random; default: the tokenizer's own")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
-    add("--size", type=_size, metavar="HxW", help="default: that of the tokenizer, square")
+    add("--size", type=size, metavar="HxW", help="default: that of the tokenizer, square")
     add("--mode", default="auto", choices=MODES, help="default: exact for v1.1, clips for others")
-    add("--chunk", type=int, default=16, help="frames per step of a stream (default: %(default)s)")
-    add("--threads", type=int, help="CPU threads of torch")
+    add(
+        "--chunk", type=count, default=16, help="frames per step of a stream (default: %(default)s)"
+    )
+    add("--threads", type=count, help="CPU threads of torch")
     add("--from", dest="source", metavar="OUT", help="place with the tokens of a run")
     add("--clip-id", metavar="ID", help="which clip of it")
     return parser

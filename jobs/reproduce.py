@@ -17,6 +17,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from jobs.evaluation.compose import composed
+from pipeline.command_line import CommandLine, count
 from pipeline.errors import ConfigError, PipelineError
 from tokenizer import PublishedMetrics, TokenizerError, get_config, list_tokenizers
 
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
     except (PipelineError, TokenizerError) as error:
-        print(f"jobs.reproduce: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
     return 2
 
 
@@ -139,7 +140,7 @@ def table_row(name: str, found: dict[str, float | None], published: PublishedMet
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m jobs.reproduce",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -151,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
     add("--device", default="auto", choices=["auto", "cuda", "cpu"])
     add("--cluster", default="inline", choices=["inline", "local", "ray"])
-    add("--threads", type=int, default=2, help="CPU threads of a worker (default: %(default)s)")
+    add("--threads", type=count, default=2, help="CPU threads of a worker (default: %(default)s)")
     add("--lpips-vgg", metavar="PATH", help="weights of the published LPIPS; without: AlexNet's")
     add("--i3d", metavar="PATH", help="I3D as TorchScript, for FVD; without: no FVD")
     add("--out", metavar="OUT", help="default: evaluations/mcl-jcv/NAME")

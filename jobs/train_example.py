@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from jobs.loss_curve import Curve
 from jobs.ranks import run_ranks, take_lock
 from jobs.token_transformer import TokenTransformer
+from pipeline.command_line import CommandLine, count, not_negative, positive
 from pipeline.dataset import TokenDataset
 from pipeline.errors import RunError
 from pipeline.loading.fetch import Fetch
@@ -41,9 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Status 0, or 2 after one line about what is wrong."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    for name in ("processes", "epochs", "checkpoint_every", *ORDER[:4], "threads"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if options.dim % options.heads:
         parser.error("--dim must be a multiple of --heads")
     return run_ranks(train, options)
@@ -195,7 +193,7 @@ def token_grid(storage: Storage, manifest: str) -> tuple[tuple[int, ...], tuple[
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m jobs.train_example",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -203,18 +201,18 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("tokens", metavar="OUT", help="path or URL of a run's tokens")
     add("run", type=Path, metavar="RUN", help="folder of checkpoint and curve")
-    add("--processes", type=int, default=1, help="ranks on this machine (without torchrun)")
+    add("--processes", type=count, default=1, help="ranks on this machine (without torchrun)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
-    add("--epochs", type=int, default=5, help="in all (default: %(default)s)")
-    add("--batch-size", type=int, default=1, help="clips a rank (default: %(default)s)")
-    add("--checkpoint-every", type=int, default=5, metavar="STEPS", help="default: %(default)s")
-    add("--dim", type=int, default=64)
-    add("--layers", type=int, default=2)
-    add("--heads", type=int, default=4)
-    add("--dropout", type=float, default=0.1)
-    add("--learning-rate", type=float, default=1e-3)
+    add("--epochs", type=count, default=5, help="in all (default: %(default)s)")
+    add("--batch-size", type=count, default=1, help="clips a rank (default: %(default)s)")
+    add("--checkpoint-every", type=count, default=5, metavar="STEPS", help="default: %(default)s")
+    add("--dim", type=count, default=64)
+    add("--layers", type=count, default=2)
+    add("--heads", type=count, default=4)
+    add("--dropout", type=not_negative, default=0.1)
+    add("--learning-rate", type=positive, default=1e-3)
     add("--seed", type=int, default=0)
-    add("--threads", type=int, default=1, help="CPU threads a rank (default: %(default)s)")
+    add("--threads", type=count, default=1, help="CPU threads a rank (default: %(default)s)")
     return parser
 
 

@@ -82,8 +82,11 @@ def write_card(storage: Storage, ledger: Ledger, *, license_name: str | None) ->
     if record is None or (before is not None and MARK not in before):
         return
     newest = None
-    for line in ledger.lines():
+    for line in ledger.lines(with_groups=False):
         newest = line if line.part is not None else newest
+    if newest is not None:
+        among = ledger.lines(shards=[newest.shard])
+        newest = next(line for line in among if line.part == newest.part)
     part = None if newest is None else open_part(storage, newest)
     text = card(
         record,
@@ -122,7 +125,7 @@ def card(
     """
     shapes: Counter[str] = Counter()
     environments: set[str] = set()
-    for line in ledger.lines():
+    for line in ledger.lines(with_groups=False):
         shapes.update(line.shapes)
         environments.add(_environment(line))
     parts = [

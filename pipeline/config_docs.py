@@ -6,7 +6,6 @@ date; ``--write`` renews ``pipeline/CONFIG.md``, and a test compares the two.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import enum
 import inspect
@@ -20,6 +19,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from pipeline.command_line import CommandLine
 from pipeline.suggest import nearest_key
 
 HERE = Path(__file__).parent
@@ -242,7 +242,7 @@ def command(
         file: that ``--write`` writes.
         arguments: None: those of the process.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog=f"python -m {module}",
         description=f"Print every key of {' and '.join(schemas)}: default, type, unit, meaning.",
     )

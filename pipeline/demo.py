@@ -7,13 +7,14 @@ the public names of ``pipeline.dataset``, nothing of what lies behind them.
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+from pipeline.command_line import CommandLine
 
 CLIPS = Path(__file__).parent / "demo_clips"
 """Videos, captions and licences; its README lists them."""
@@ -88,7 +89,7 @@ def read_back(output: Path) -> None:
 
 def main() -> None:
     """``python -m pipeline.demo``: run, verify, read back; ends with the status of what failed."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m pipeline.demo",
         description="Turn the clips shipped with the project into tokens, verify and read them.",
     )

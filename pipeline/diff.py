@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
+from pipeline.command_line import CommandLine, json_object, new_file
 from pipeline.errors import PipelineError, RunError
 from pipeline.fingerprint import differences
 from pipeline.receipts import ReceiptName, list_receipts
@@ -34,7 +34,7 @@ _SETTINGS = ("random_weights", "batch_clips", "device", "python", "versions", "c
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
+    made = CommandLine(
         prog="python -m pipeline.diff",
         description="Compare two generations of tokens: fingerprints, shards, clips, tokens, other "
         "columns, quarantined videos. Shards are matched by name, which comes from their URL; "
@@ -48,12 +48,12 @@ def parser() -> argparse.ArgumentParser:
             metavar=f"OUT{number}",
             help="output.root of a run: a local path or s3://...",
         )
-    made.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, too")
+    made.add_argument("--json", type=new_file, metavar="FILE", help="write all figures there, too")
     made.add_argument(
-        "--storage-options", type=json.loads, default={}, metavar="JSON", help="fsspec options"
+        "--storage-options", type=json_object, default={}, metavar="JSON", help="fsspec options"
     )
     made.add_argument(
-        "--storage-options2", type=json.loads, metavar="JSON", help="of OUT2, where they differ"
+        "--storage-options2", type=json_object, metavar="JSON", help="of OUT2, where they differ"
     )
     return made
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import RunError
 from pipeline.manifest import (
@@ -232,7 +233,7 @@ class Ledger:
         table, key_digests = read_manifest(storage, digest)
         keep: list[bool] = []
         try:
-            for line in lines_of(table):
+            for line in lines_of(table, with_groups=False):
                 name = ReceiptName(line.shard, line.segment, line.generation)
                 keep.append(among is None or name in among)
                 if keep[-1]:
@@ -299,11 +300,18 @@ class Ledger:
         """
         return self.num_unpublished * 10 > self._num_published
 
-    def lines(self) -> Iterator[Line]:
-        """All receipts; those of one shard in the order of its chain."""
+    def lines(self, *, with_groups: bool = True, shards: Sequence[str] = ()) -> Iterator[Line]:
+        """All receipts, or those of some shards; those of one shard in the order of its chain.
+
+        Args:
+            with_groups: False: without their ``row_groups``, which take most of the time.
+            shards: only of these; empty: of all.
+        """
         self._fold()
         for table in self._tables:
-            yield from lines_of(table)
+            if shards:
+                table = table.filter(pc.is_in(table.column("shard"), pa.array(shards)))
+            yield from lines_of(table, with_groups=with_groups)
 
     def publish(self, storage: Storage) -> str | None:
         """Write a manifest of what is here; None when there is nothing.

@@ -6,11 +6,13 @@ Made from what a driver says of itself (its heartbeat), so that the run's own te
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +22,11 @@ from pipeline.history import Step, lately, moments_of, steps
 
 WINDOW_SECONDS = 60.0
 """Of the rates shown."""
+
+
+PICTURE_COLUMNS = 110
+"""Characters in a row of a picture."""
+_FONT = re.compile(r"@font-face\s*\{[^}]*\}\s*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +68,16 @@ def duration(seconds: float) -> str:
     whole = round(max(0.0, seconds))
     hours, rest = divmod(whole, 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def by_reason(reasons: Mapping[str, int]) -> str:
+    """Numbers behind a sum.
+
+    >>> by_reason({"too_short": 2, "decode": 1}), by_reason({})
+    (' (decode 1, too_short 2)', '')
+    """
+    text = ", ".join(f"{reason} {number:,}" for reason, number in sorted(reasons.items()))
+    return f" ({text})" if text else ""
 
 
 def stages(beat: Mapping[str, Any]) -> list[tuple[str, str, float | None, str]]:
@@ -129,3 +146,21 @@ def panel(beat: Mapping[str, Any]) -> RenderableType:
     for text in beat.get("last_quarantined", ()):
         lines.append(Text(f"quarantined {text}", style="yellow", no_wrap=True, overflow="ellipsis"))
     return Group(*lines)
+
+
+def picture(view: RenderableType, *, title: str) -> str:
+    """What a terminal would show, as an SVG that loads nothing from elsewhere.
+
+    Args:
+        view: such as `panel`.
+        title: of the window.
+    """
+    console = Console(
+        record=True,
+        width=PICTURE_COLUMNS,
+        file=io.StringIO(),
+        force_terminal=True,
+        color_system="truecolor",
+    )
+    console.print(view)
+    return _FONT.sub("", console.export_svg(title=title))

@@ -6,11 +6,12 @@ Ray puts ``ray_`` before every name and ``_total`` behind that of a sum; labels 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from pipeline.command_line import CommandLine
 
 
 class Metric(NamedTuple):
@@ -100,7 +101,7 @@ def listing() -> str:
 
 def main() -> None:
     """Print the list."""
-    argparse.ArgumentParser(prog="python -m pipeline.metrics", description=__doc__).parse_args()
+    CommandLine(prog="python -m pipeline.metrics", description=__doc__).parse_args()
     sys.stdout.write(listing() + "\n")
 
 

@@ -17,10 +17,14 @@ from torch import Tensor
 
 from pipeline.decode import decode_plan
 from pipeline.errors import ConfigError
+from pipeline.film import film, in_a_row, spread
 from pipeline.png import png
 from pipeline.records import Clip, ClipPlan, TailPolicy, VideoLimits
-from pipeline.reporting.pictures import index_colours, latent_colours, with_gaps
+from pipeline.reporting.pictures import index_colours, latent_colours
 from tokenizer import Encoded, TokenizerConfig, VideoTokenizer
+
+GAP = 2
+"""White pixels between two pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,7 @@ def token_map(tokens: Tensor, *, pixels: int = 6) -> Picture:
             f"got {values.dtype} {list(values.shape)}"
         )
     colours = index_colours(values) if values.ndim == 3 else latent_colours(values)
-    return Picture(_side_by_side(colours.repeat(pixels, 1).repeat(pixels, 2)))
+    return Picture(in_a_row(colours.repeat(pixels, 1).repeat(pixels, 2), gap=GAP))
 
 
 def film_strip(*videos: npt.NDArray[np.uint8], num_frames: int = 6) -> Picture:
@@ -145,11 +149,4 @@ def film_strip(*videos: npt.NDArray[np.uint8], num_frames: int = 6) -> Picture:
         videos: uint8 ``[T, H, W, 3]`` each, of one size: a source, its reconstruction.
         num_frames: how many of each are shown, the first and the last among them.
     """
-    chosen = np.linspace(0, len(videos[0]) - 1, num_frames).round().astype(int)
-    return Picture(np.concatenate([_side_by_side(video[chosen]) for video in videos]))
-
-
-def _side_by_side(pictures: npt.NDArray[np.uint8], gap: int = 2) -> npt.NDArray[np.uint8]:
-    """uint8 ``[n, H, W, 3]`` in a row, with white between them and a white line below."""
-    line = np.full((gap, len(pictures) * (pictures.shape[2] + gap) - gap, 3), 255, np.uint8)
-    return np.concatenate([with_gaps(pictures, gap=gap, colour=255), line])
+    return Picture(film(*videos, shown=spread(len(videos[0]), num_frames), gap=GAP))

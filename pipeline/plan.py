@@ -16,8 +16,9 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from pipeline.command_line import CommandLine, count, new_file, not_negative, positive
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.prediction import DataSet, Estimate, Machine, Prediction, Rules, predict
 
@@ -31,15 +32,9 @@ GPU_CORES = 1.0
 """Cores that are busy with feeding one GPU."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, like every other mistake."""
-        self.exit(2, f"error: {message}; see --help\n")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line; what is no option of ours is a Hydra override."""
-    made = _Parser(
+    made = CommandLine(
         prog="python -m pipeline.plan",
         description="Predict what tokenising a data set gives, takes and costs, from a short probe "
         "on this machine. Writes nothing to output.root.",
@@ -49,44 +44,18 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("overrides", nargs="*", metavar="key=value", help="as for pipeline.run")
     for name, what in (("--gpu-price", "one GPU"), ("--core-price", "one core")):
-        made.add_argument(name, type=_not_negative, metavar="USD_PER_HOUR", help=f"of {what}")
+        made.add_argument(name, type=not_negative, metavar="USD_PER_HOUR", help=f"of {what}")
     made.add_argument(
-        "--probe-seconds", type=_positive, default=120.0, metavar="S", help="default: 120"
+        "--probe-seconds", type=positive, default=120.0, metavar="S", help="default: 120"
     )
     made.add_argument(
-        "--workers", type=_count, metavar="N", help="GPUs, or workers on CPUs; default: 1"
+        "--workers", type=count, metavar="N", help="GPUs, or workers on CPUs; default: 1"
     )
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the prediction there, too")
+    made.add_argument(
+        "--json", type=new_file, metavar="FILE", help="write the prediction there, too"
+    )
     made.add_argument("--config-dir", metavar="DIR", help="a further folder of options")
     return made
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"a number is needed, got {text!r}")
-    return value
-
-
-def _not_negative(text: str) -> float:
-    if (value := _number(text)) < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
-    return value
-
-
-def _positive(text: str) -> float:
-    if (value := _number(text)) <= 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return value
-
-
-def _count(text: str) -> int:
-    if (value := _positive(text)) != int(value):
-        raise argparse.ArgumentTypeError(f"a whole number is needed, got {text}")
-    return int(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from rich.live import Live
 
 from pipeline.balance import bottleneck
 from pipeline.ledger import Counts
-from pipeline.live import duration, panel
+from pipeline.live import by_reason, duration, panel
 from pipeline.tally import Tally
 
 PLAIN_SECONDS = 10.0
@@ -109,8 +109,8 @@ def summary(tally: Tally, counts: Counts, *, root: str, has_images: bool = False
         f"shards: {tally.done_shards} of {tally.num_shards} final, {len(cut)} of them cut, "
         f"{len(tally.failed)} failed",
         f"videos: {counts.videos:,}, clips: {counts.clips:,}{images}, "
-        f"filtered: {filtered.total():,}{_counts(filtered)}, "
-        f"quarantined: {reasons.total():,}{_counts(reasons)}",
+        f"filtered: {filtered.total():,}{by_reason(filtered)}, "
+        f"quarantined: {reasons.total():,}{by_reason(reasons)}",
     ]
     new = counts.clips - tally.before.get("clips", 0)
     if new:
@@ -169,8 +169,3 @@ def memory(counters: Mapping[str, float]) -> str:
         f"memory: worker at most {worker:,.0f} MiB, decoder at most {decoder:,.0f} MiB "
         f"({counters.get('decoders', 0):.0f} at the end), rings {rings:,.0f} MiB"
     )
-
-
-def _counts(reasons: Mapping[str, int]) -> str:
-    text = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
-    return f" ({text})" if text else ""

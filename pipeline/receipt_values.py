@@ -26,11 +26,12 @@ class RowGroup(NamedTuple):
     """Of its bytes."""
 
 
-def check_values(record: Any) -> None:
+def check_values(record: Any, *, with_groups: bool = True) -> None:
     """What names files, is counted or sought must be what runs write.
 
     Args:
         record: a ``Receipt``, or a ``manifest.Line``.
+        with_groups: False: its row groups are left out, and checked by somebody else.
 
     Raises:
         ValueError: a name that leads out of its folder, or a value that cannot be.
@@ -41,12 +42,18 @@ def check_values(record: Any) -> None:
             raise ValueError(f"{name} must be {wanted}, got {value!r:.80}")
     if record.end_offset < record.start_offset:
         raise ValueError(f"start_offset {record.start_offset} is behind {record.end_offset}")
-    _check_cover(record)
+    if with_groups:
+        _check_groups(record)
+    _check_shapes(record)
 
 
-def _check_cover(record: Any) -> None:
-    """Row groups and shapes must make up the whole part."""
+def _check_groups(record: Any) -> None:
+    """Row groups must make up the whole part."""
     groups = record.row_groups
+    if not _are_groups(groups):
+        raise ValueError(
+            f"row_groups must be rows, end_offset and SHA-256 of each, got {groups!r:.80}"
+        )
     if (record.part is None) != (not groups):
         raise ValueError(f"{len(groups)} row_groups, and the part is {record.part}")
     end, rows = 0, 0
@@ -57,9 +64,14 @@ def _check_cover(record: Any) -> None:
                 f"before the footer's end at {record.part_bytes:,}"
             )
         end, rows = group.end_offset, rows + group.rows
-    for name, found in (("row_groups", rows), ("shapes", sum(record.shapes.values()))):
-        if found != record.rows:
-            raise ValueError(f"{name} hold {found:,} rows, the part {record.rows:,}")
+    if rows != record.rows:
+        raise ValueError(f"row_groups hold {rows:,} rows, the part {record.rows:,}")
+
+
+def _check_shapes(record: Any) -> None:
+    """Shapes must be those of all rows, and of as many channels as there are moments."""
+    if (rows := sum(record.shapes.values())) != record.rows:
+        raise ValueError(f"shapes hold {rows:,} rows, the part {record.rows:,}")
     channels = {_channels(shape) for shape in record.shapes} or {0}
     for name in ("latent_mean", "latent_std"):
         if channels != {len(getattr(record, name))}:
@@ -126,7 +138,6 @@ def _are_counts(value: Any) -> bool:
 
 
 def _are_groups(value: Any) -> bool:
-    # written out: a manifest has millions of them
     return isinstance(value, tuple) and all(
         type(rows) is int
         and 0 < rows < 1 << 63
@@ -171,7 +182,6 @@ _CHECKS: Mapping[str, _Check] = {
     **dict.fromkeys(("source_bytes", "start_offset", "end_offset"), _NUMBER),
     **dict.fromkeys(("final", "complete"), _TRUTH),
     **dict.fromkeys(("part_sha256", "footer_sha256"), _DIGEST),
-    "row_groups": (_are_groups, "rows, end_offset and SHA-256 of each"),
     "shapes": (_are_shapes, 'numbers of clips by shape, as in {"5,32,32": 4096}'),
     "latent_mean": (_are_floats, "finite numbers"),
     "latent_std": (

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.encode import Encoder, Frames
+from pipeline.film import spread
 from pipeline.png import png
 from pipeline.quality_gate import PsnrGate, QualityRules
-from pipeline.samples import Sampled, SampleLine, shown_frames, strip
+from pipeline.samples import MAX_FRAMES, Sampled, SampleLine, strip
 from pipeline.schema import clip_id
 from pipeline.segments import OpenVideo
 
@@ -98,7 +99,7 @@ class Reconstructions:
 
 
 def _sample(slot: int, name: str, fps: float, psnr: float, source: Frames, made: Frames) -> Sampled:
-    shown = shown_frames(len(source))
+    shown = spread(len(source), MAX_FRAMES)
     height, width = source.shape[1:3]
     line = SampleLine(
         clip_id=name, fps=fps, bucket=f"{height}x{width}", recon_psnr=psnr, frames=shown

@@ -6,8 +6,6 @@ for local folders and S3, while a run goes on or after. ``pipeline.run`` writes 
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import sys
 import time
@@ -16,9 +14,11 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from pipeline.command_line import CommandLine, json_object, positive, whole
 from pipeline.errors import PipelineError, RunError
 from pipeline.heartbeat import read_heartbeats
 from pipeline.ledger import Ledger
+from pipeline.manifest import Line
 from pipeline.records import Variant
 from pipeline.reporting import outcomes, sections
 from pipeline.reporting.charts import short, size
@@ -73,7 +73,7 @@ class ReportOptions:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m pipeline.report",
         description=f"Write OUT/{PLACE}: one page about what a run made.",
         epilog="exit code: 0 written, 2 no such OUT, or it cannot be trusted",
@@ -81,14 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", metavar="OUT", help="output.root of a run: a local path or s3://...")
     parser.add_argument(
         "--reconstruct",
-        type=int,
+        type=whole,
         metavar="N",
         help=f"decode N clips from their tokens (default: {RECONSTRUCTED} where OUT has at most "
         f"{SMALL_CLIPS:,} clips)",
     )
     parser.add_argument(
         "--seconds",
-        type=float,
+        type=positive,
         default=RECONSTRUCT_SECONDS,
         metavar="S",
         help="time for --reconstruct (default: %(default)s)",
@@ -96,14 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, what in (("storage", "OUT"), ("source", "the source, over those in run.json")):
         parser.add_argument(
             f"--{name}-options",
-            type=json.loads,
+            type=json_object,
             default={},
             metavar="JSON",
             help=f"fsspec options for {what}",
         )
     given = parser.parse_args(arguments)
-    if given.reconstruct is not None and given.reconstruct < 0:
-        parser.error(f"--reconstruct {given.reconstruct}: must be 0 or more")
     options = ReportOptions(
         num_reconstructed=given.reconstruct,
         reconstruct_seconds=given.seconds,
@@ -142,12 +140,12 @@ def compose_report(storage: Storage, options: ReportOptions) -> str:
     counts, status = ledger.counts(), collect_status(record, ledger, beats)
     starts = sorted(float(b["began_at_seconds"]) for b in beats if "began_at_seconds" in b)
     facts = collect(
-        ledger.lines(),
+        ledger.lines(with_groups=False),
         run_starts=starts or [record["created_seconds"]],
         num_drawn=NUM_PARTS,
         num_bad=NUM_BAD,
     )
-    sample = draw_rows(storage, facts.drawn, num_shown=NUM_MAPS)
+    sample = draw_rows(storage, _with_groups(ledger, facts.drawn), num_shown=NUM_MAPS)
     use = None if sample.codebook is None else codebook_use(sample.codebook)
     strips, measured, origin, missing = _strips(storage, record, facts, sample.shown, options)
     failures, num_failures = read_failures(storage, most=NUM_FAILURES)
@@ -196,6 +194,13 @@ def compose_report(storage: Storage, options: ReportOptions) -> str:
         sections=parts,
         foot=f"Written {outcomes.moment(time.time())} from {storage}",
     )
+
+
+def _with_groups(ledger: Ledger, drawn: Sequence[Line]) -> list[Line]:
+    """The same lines, with the row groups that one pass over all of them leaves out."""
+    shards = sorted({line.shard for line in drawn})
+    found = {line.part: line for line in ledger.lines(shards=shards)} if shards else {}
+    return [found[line.part] for line in drawn]
 
 
 def _strips(

@@ -32,14 +32,7 @@ from pipeline.progress import ProgressLine, summary
 from pipeline.rank import Rank, find_rank
 from pipeline.records import CanaryMode
 from pipeline.resolve_spans import describe_spans, with_spans
-from pipeline.run_output import (
-    RunOutput,
-    check_distinct,
-    describe_plan,
-    open_output,
-    plan_output,
-    prepare,
-)
+from pipeline.run_output import RunOutput, describe_plan, open_outputs, plan_output, prepare
 from pipeline.schedule import Scheduler
 from pipeline.shards import Shard
 from pipeline.signals import command_started_at_seconds, stop_on_signals
@@ -99,13 +92,8 @@ def execute(run: RunConfig, *beside: RunConfig) -> int:
     if run.cluster.kind is ClusterKind.array:
         rank = find_rank(run.cluster.rank, run.cluster.ranks, os.environ)
     run, spans = with_spans(run)
-    outputs = [
-        open_output(one) for one in (run, *(replace(b, dataset=run.dataset) for b in beside))
-    ]
-    check_distinct(outputs)
-    if not run.dry_run:
-        for output in outputs:
-            output.storage.check_safe_commits()
+    same = [replace(one, dataset=run.dataset) for one in beside]
+    outputs = open_outputs([run, *same])
     shards = list_shards(run)
     found = sources_of(shards, run.dataset.storage_options)
     plans = [plan_output(output, shards, found) for output in outputs]

@@ -67,15 +67,31 @@ def read_weights(run: RunConfig) -> CheckpointInfo:
     return tokenizer_of(run).weights()
 
 
-def open_output(run: RunConfig) -> RunOutput:
-    """Look at an OUT and at the weights that its tokens come from.
+def open_outputs(runs: Sequence[RunConfig]) -> list[RunOutput]:
+    """Look at every OUT, and at the weights that its tokens come from.
 
     Raises:
-        RunError: OUT is of another configuration.
+        ConfigError: two outputs would be the same.
+        RunError: an OUT is of another configuration, or cannot be written to safely.
     """
-    weights = read_weights(run)
+    weights = [read_weights(run) for run in runs]
+    identities = [resolve.identity(run, one.digest) for run, one in zip(runs, weights, strict=True)]
+    _check_distinct(runs, identities)
+    return [_opened(*parts) for parts in zip(runs, weights, identities, strict=True)]
+
+
+def _check_distinct(runs: Sequence[RunConfig], identities: Sequence[resolve.Identity]) -> None:
+    seen: dict[str, str] = {}
+    for run, identity in zip(runs, identities, strict=True):
+        other = seen.setdefault(identity.fingerprint, run.output.root)
+        if other != run.output.root:
+            raise ConfigError(f"outputs: {other} and {run.output.root} would hold the same tokens")
+
+
+def _opened(run: RunConfig, weights: CheckpointInfo, identity: resolve.Identity) -> RunOutput:
     storage = Storage(run.output.root, run.output.storage_options)
-    identity = resolve.identity(run, weights.digest)
+    if not run.dry_run:
+        storage.check_safe_commits()
     record = check_fingerprint(storage, identity.material)
     return RunOutput(
         run=run,
@@ -84,21 +100,6 @@ def open_output(run: RunConfig) -> RunOutput:
         identity=identity,
         recorded_batch=record["batch_clips"] if record else None,
     )
-
-
-def check_distinct(outputs: Sequence[RunOutput]) -> None:
-    """Whether no output is made twice.
-
-    Raises:
-        ConfigError: two of them are the same.
-    """
-    seen: dict[str, RunOutput] = {}
-    for output in outputs:
-        other = seen.setdefault(output.identity.fingerprint, output)
-        if other is not output:
-            raise ConfigError(
-                f"outputs: {other.storage} and {output.storage} would hold the same tokens"
-            )
 
 
 def plan_output(

@@ -7,11 +7,13 @@ name; the first clip takes it, so that there are no more than ``quality.max_samp
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.film import Rgb, film
 from pipeline.storage import Storage
 
 FOLDER = "samples"
@@ -45,18 +47,7 @@ class Sampled:
     png: bytes
 
 
-def shown_frames(num_frames: int) -> tuple[int, ...]:
-    """At most four, from the first to the last.
-
-    >>> shown_frames(17), shown_frames(1)
-    ((0, 5, 11, 16), (0,))
-    """
-    return tuple(sorted({round(at) for at in np.linspace(0, num_frames - 1, MAX_FRAMES).tolist()}))
-
-
-def strip(
-    source: npt.NDArray[np.uint8], made: npt.NDArray[np.uint8], shown: tuple[int, ...]
-) -> npt.NDArray[np.uint8]:
+def strip(source: npt.NDArray[np.uint8], made: npt.NDArray[np.uint8], shown: Sequence[int]) -> Rgb:
     """Source frames from left to right, their reconstructions below; uint8 ``[rows, columns, 3]``.
 
     Of large frames every second, third ... pixel is shown, so that the strip stays small.
@@ -66,11 +57,11 @@ def strip(
         made: likewise.
         shown: frames to show.
     """
-    rows = [np.concatenate([video[at] for at in shown], axis=1) for video in (source, made)]
+    height, width = source.shape[1:3]
     step = 1
-    while 2 * (-(-source.shape[1] // step)) * -(-rows[0].shape[1] // step) > MAX_PIXELS:
+    while 2 * -(-height // step) * -(-width // step) * len(shown) > MAX_PIXELS:
         step += 1
-    return np.concatenate([row[::step, ::step] for row in rows])
+    return film(source[:, ::step, ::step], made[:, ::step, ::step], shown=shown)
 
 
 def keep_sample(storage: Storage, sample: Sampled) -> None:

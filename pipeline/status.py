@@ -6,7 +6,6 @@ Exit codes: 0 every shard is final and complete, 1 not (yet), 2 no such OUT.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
@@ -19,10 +18,12 @@ from rich.live import Live
 from rich.text import Text
 
 from pipeline.balance import bottleneck
+from pipeline.command_line import CommandLine, json_object, new_file, positive
 from pipeline.errors import PipelineError, RunError
 from pipeline.heartbeat import read_heartbeats, running
 from pipeline.ledger import Ledger
-from pipeline.live import duration, pace, panel, stages
+from pipeline.live import by_reason, duration, pace, panel, picture, stages
+from pipeline.receipts import list_receipts, read_receipts
 from pipeline.run_record import has_images, read_run_record
 from pipeline.storage import Storage
 
@@ -32,7 +33,7 @@ WATCH_SECONDS = 5.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m pipeline.status",
         description="Say how far the output of pipeline.run is.",
         epilog="exit code: 0 every shard is final and complete, 1 not (yet), 2 no such OUT",
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", metavar="OUT", help="output.root of a run: a local path or s3://...")
     parser.add_argument(
         "--watch",
-        type=float,
+        type=positive,
         nargs="?",
         const=WATCH_SECONDS,
         metavar="SECONDS",
@@ -48,34 +49,69 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.add_argument(
-        "--storage-options", type=json.loads, default={}, metavar="JSON", help="fsspec options"
+        "--picture",
+        type=new_file,
+        metavar="FILE.svg",
+        help="write there what a terminal shows of it now",
+    )
+    parser.add_argument(
+        "--storage-options", type=json_object, default={}, metavar="JSON", help="fsspec options"
     )
     options = parser.parse_args(arguments)
-    if options.watch is not None and options.watch <= 0:
-        parser.error(f"--watch {options.watch:g}: must be more than 0 seconds")
+    if options.picture is not None and options.watch is not None:
+        parser.error("--picture is of one moment: not with --watch")
     try:
         storage = Storage(options.out, options.storage_options)
         if options.watch is not None:
             return watch(storage, options.watch, as_json=options.json)
-        facts, _ = look(storage)
+        facts, drivers = Looks(storage).now()
+        if options.picture is not None:
+            options.picture.write_text(_picture(storage, facts, drivers), encoding="utf-8")
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: --picture {options.picture}: {error.strerror}", file=sys.stderr)
         return 2
     print(json.dumps(facts, indent=1) if options.json else describe(str(storage), facts))
     return 0 if facts["finished"] else 1
 
 
-def look(storage: Storage) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The facts now, and what drivers last said.
+class Looks:
+    """An OUT as it is now, again and again; each look but the first reads only new receipts."""
 
-    Raises:
-        RunError: no OUT, or one that cannot be trusted.
-    """
-    record = read_run_record(storage)
-    if record is None:
-        raise RunError(f"{storage}: no run.json there, so this is no OUT")
-    drivers = read_heartbeats(storage)
-    return collect(record, Ledger.open(storage), drivers), drivers
+    def __init__(self, storage: Storage) -> None:
+        """Nothing is read yet."""
+        self._storage = storage
+        self._ledger: Ledger | None = None
+        self._num_drivers = 0
+
+    def now(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The facts, and what drivers last said.
+
+        Raises:
+            RunError: no OUT, or one that cannot be trusted.
+        """
+        record = read_run_record(self._storage)
+        if record is None:
+            raise RunError(f"{self._storage}: no run.json there, so this is no OUT")
+        drivers = read_heartbeats(self._storage)
+        # only at its start a driver may take receipts away (changed_inputs=redo)
+        if self._ledger is None or len(drivers) != self._num_drivers:
+            self._ledger, self._num_drivers = Ledger.open(self._storage), len(drivers)
+        else:
+            self._ledger = _caught_up(self._ledger, self._storage)
+        return collect(record, self._ledger, drivers), drivers
+
+
+def _caught_up(ledger: Ledger, storage: Storage) -> Ledger:
+    """With the receipts that came since; opened anew where some are gone."""
+    names = list_receipts(storage)
+    fresh = [name for name in names if not ledger.holds(name)]
+    if len(names) - len(fresh) < len(ledger):
+        return Ledger.open(storage)
+    ledger.add(read_receipts(storage, fresh))
+    return ledger
 
 
 def watch(storage: Storage, seconds: float, *, as_json: bool) -> int:
@@ -90,7 +126,8 @@ def watch(storage: Storage, seconds: float, *, as_json: bool) -> int:
     live = (
         Live(console=console, auto_refresh=False) if console.is_terminal and not as_json else None
     )
-    facts, drivers = look(storage)
+    looks = Looks(storage)
+    facts, drivers = looks.now()
     with live or contextlib.nullcontext(), contextlib.suppress(KeyboardInterrupt):
         while True:
             if live is not None:
@@ -100,7 +137,7 @@ def watch(storage: Storage, seconds: float, *, as_json: bool) -> int:
             if facts["finished"] or not facts["running_drivers"]:
                 break
             time.sleep(seconds)
-            facts, drivers = look(storage)
+            facts, drivers = looks.now()
     if not as_json:
         print(describe(str(storage), facts))
     return 0 if facts["finished"] else 1
@@ -117,6 +154,17 @@ def watched(
         f"{facts['num_shards']:,} shards final"
     )
     return Group(place, Text(committed), *(panel(beat) for beat in at_work))
+
+
+def _picture(
+    storage: Storage, facts: Mapping[str, Any], drivers: Sequence[Mapping[str, Any]]
+) -> str:
+    """The table while somebody works, else the facts in words; as SVG."""
+    if facts["running_drivers"]:
+        view = watched(str(storage), facts, drivers)
+    else:
+        view = Text(describe(str(storage), facts))
+    return picture(view, title=f"python -m pipeline.status {storage}")
 
 
 def one_line(facts: Mapping[str, Any], drivers: Sequence[Mapping[str, Any]]) -> str:
@@ -177,11 +225,6 @@ def collect(
 
 def describe(root: str, facts: Mapping[str, Any]) -> str:
     """The facts in plain words."""
-
-    def counts(reasons: Mapping[str, int]) -> str:
-        text = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
-        return f" ({text})" if text else ""
-
     images = "" if facts["images"] is None else f" ({facts['images']:,} images)"
     lines = [
         f"{root}: {'finished' if facts['finished'] else 'not finished'}",
@@ -191,8 +234,8 @@ def describe(root: str, facts: Mapping[str, Any]) -> str:
         f"{facts['begun_shards']:,} begun",
         f"{facts['videos']:,} videos gave {facts['clips']:,} clips{images} in "
         f"{facts['segments']:,} segments, {facts['token_bytes'] / 1e6:,.2f} MB",
-        f"filtered {sum(facts['filtered'].values()):,}{counts(facts['filtered'])}, "
-        f"quarantined {sum(facts['quarantined'].values()):,}{counts(facts['quarantined'])}",
+        f"filtered {sum(facts['filtered'].values()):,}{by_reason(facts['filtered'])}, "
+        f"quarantined {sum(facts['quarantined'].values()):,}{by_reason(facts['quarantined'])}",
     ]
     if facts["numeric_environments"] > 1:
         lines.append(f"{facts['numeric_environments']} numeric environments are mixed")

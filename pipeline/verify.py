@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.command_line import CommandLine, count, json_object
 from pipeline.errors import PipelineError, RunError, StorageError
 from pipeline.heartbeat import read_heartbeats, running
 from pipeline.ledger import ShardState
@@ -45,7 +45,7 @@ _AT_ONCE = 64
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
+    made = CommandLine(
         prog="python -m pipeline.verify",
         description="Check receipts against parts: presence, rows, digests, schema, page "
         "checksums, row groups, index range, unique clips; manifests against their digests.",
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--sample",
-        type=_count,
+        type=count,
         default=SAMPLE_CLIPS,
         metavar="N",
         help="--deep: clips drawn by hash; each is made again with its whole video (default: "
@@ -76,30 +76,24 @@ def parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, metavar="S", help="--deep: another one draws other clips"
     )
     made.add_argument(
-        "--storage-options", type=json.loads, default={}, metavar="JSON", help="fsspec options"
+        "--storage-options", type=json_object, default={}, metavar="JSON", help="fsspec options"
     )
     made.add_argument(
         "--source-options",
-        type=json.loads,
+        type=json_object,
         default={},
         metavar="JSON",
         help="--deep: fsspec options for the source, such as the secrets that run.json leaves out",
     )
     made.add_argument(
         "--limits",
-        type=json.loads,
+        type=json_object,
         default={},
         metavar="JSON",
         help='--deep: limits of later runs where they were raised, like {"frames": 5000000}; '
         "run.json has those of the first one",
     )
     return made
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not (value := int(text)):
-        raise argparse.ArgumentTypeError(f"a whole number above 0 is needed, got {text!r}")
-    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -48,3 +48,19 @@ def test_no_file_names_a_path_of_somebodys_machine() -> None:
         if MACHINE_PATH.search(line)
     ]
     assert found == []
+
+
+MAPPED = {
+    "pipeline/README.md": ("pipeline", "pipeline/loading", "pipeline/training"),
+    "pipeline/reporting/README.md": ("pipeline/reporting",),
+}
+
+
+@pytest.mark.parametrize("page", MAPPED)
+def test_the_map_of_a_folder_names_its_files_and_no_others(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    map_of_files = text.split("| file | room for |")[1].split("\n\n")[0]
+    cells = re.findall(r"^\|(.*?)\|", map_of_files, re.MULTILINE)
+    named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    there = {path.stem for folder in MAPPED[page] for path in (ROOT / folder).glob("*.py")}
+    assert named == there - {"__init__"}

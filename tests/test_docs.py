@@ -171,3 +171,29 @@ def test_the_demo_runs_to_its_end(tmp_path: Path) -> None:
 )
 def test_every_target_of_make_is_there(target: str) -> None:
     assert re.search(rf"^{target}:.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
+LINKS = [
+    (page, *match.groups())
+    for page in documented.PAGES
+    for match in LINK.finditer(page.read_text(encoding="utf-8"))
+]
+
+
+def anchors(page: Path) -> set[str]:
+    """What its headings are called in links."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize(("page", "place", "anchor"), LINKS)
+def test_every_link_leads_somewhere(page: Path, place: str, anchor: str | None) -> None:
+    target = page.parent / place if place else page
+    assert target.is_file()
+    assert anchor is None or anchor in anchors(target)
+
+
+def test_every_picture_of_docs_is_shown_by_a_page() -> None:
+    shown = {(page.parent / place).resolve() for page, place, _ in LINKS if place}
+    assert {*(ROOT / "docs").iterdir()} <= shown

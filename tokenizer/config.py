@@ -9,9 +9,13 @@ says what differs.
 import enum
 import math
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from tokenizer.errors import ConfigError, ShapeError
 from tokenizer.protocol import TokenSpec
+
+WEIGHTS = Path(__file__).parent / "weights"
+"""Weights that come with the project; README.md there is their model card."""
 
 _NOT_THE_MODEL = {
     "official",
@@ -116,7 +120,8 @@ class TokenizerConfig:
     official: str | None = None
     """Name of the published configuration; null for our own."""
     checkpoint_file: str | None = None
-    """Name of the published file with the weights; null where none is published."""
+    """Name of the published file with the weights, of our own configurations of that in
+    tokenizer/weights; null where there is none."""
     published: PublishedMetrics | None = None
     """Published quality; null where none is stated."""
     default_checkpoint: str | None = None
@@ -254,9 +259,11 @@ class TokenizerConfig:
 
     @property
     def checkpoint_url(self) -> str | None:
-        """Where the published weights lie; None where there are none."""
+        """Where the published weights lie, or those shipped here; None where there are none."""
         if self.checkpoint_file is None:
             return None
+        if self.official is None:
+            return str(WEIGHTS / self.checkpoint_file)
         folder = "checkpoints" if self.version is Version.v1_0 else "checkpoints/vidtok_v1_1"
         return f"hf://microsoft/VidTok/{folder}/{self.checkpoint_file}"
 

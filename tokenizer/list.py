@@ -8,7 +8,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from tokenizer.config import TokenizerConfig
 from tokenizer.cost import decode_flops, encode_flops, num_parameters, state_bytes
@@ -26,18 +26,22 @@ PSNR to FVD: as published, MCL-JCV, 256x256, 30 fps; v1.1 in whole videos, the o
 Weights of each are fetched by checkpoint=auto; --json adds where from."""
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as of every other command."""
+        self.exit(2, f"error: {message}; see --help\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; 2 for an unknown name."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tokenizer.list", description="All tokenizers by name."
-    )
+    parser = _Parser(prog="python -m tokenizer.list", description="All tokenizers by name.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these; default: all")
     parser.add_argument("--json", action="store_true", help="everything, as a JSON list")
     options = parser.parse_args(arguments)
     try:
         rows = [describe(get_config(name)) for name in options.names or list_tokenizers()]
     except UnknownName as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"error: {error}\n")
         return 2
     text = json.dumps(rows, indent=2) if options.json else f"{_table(rows)}\n\n{_LEGEND}"
     sys.stdout.write(f"{text}\n")

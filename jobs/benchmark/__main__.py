@@ -11,6 +11,10 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from pipeline.command_line import MISTAKE, CommandLine
+from pipeline.errors import PipelineError
+from tokenizer import TokenizerError
+
 BENCHMARKS: dict[str, str] = {
     "decoder": "the decoder, likewise",
     "encoder": "the encoder against the convolution and matmul rate of the machine",
@@ -31,16 +35,23 @@ BENCHMARKS: dict[str, str] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark that is named first; everything behind the name is its own."""
     width = max((len(name) for name in BENCHMARKS), default=0)
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m jobs.benchmark",
         description="Measure one part of the project; NAME --help tells its options.",
         epilog="\n".join(f"  {name:{width}}  {text}" for name, text in BENCHMARKS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", choices=sorted(BENCHMARKS), help="see below")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS
+    ).required = False
     options = parser.parse_args(arguments)
-    code: int = import_module(f"jobs.benchmark.{options.name}").main(options.arguments)
+    benchmark = import_module(f"jobs.benchmark.{options.name}")
+    try:
+        code: int = benchmark.main(options.arguments)
+    except (PipelineError, TokenizerError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return MISTAKE
     return code
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from jobs.benchmark.measure import machine, median, table, write_json
+from pipeline.command_line import CommandLine, count, new_file, size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,21 +46,23 @@ def parse(arguments: Sequence[str], *, prog: str) -> Setting:
 
 def options_of(prog: str) -> argparse.ArgumentParser:
     """What can be chosen."""
-    parser = argparse.ArgumentParser(prog=f"python -m jobs.benchmark {prog}")
+    parser = CommandLine(prog=f"python -m jobs.benchmark {prog}")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if it is there")
     parser.add_argument("--tokenizer", default="fsq_4x8x8", metavar="NAME")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "tf32", "bf16"))
-    parser.add_argument("--batch", type=int, metavar="B", help="default: 1 on a CPU, 8 on a GPU")
-    parser.add_argument("--size", metavar="HxW", help="default: 128x128 on a CPU, else 256x256")
-    parser.add_argument("--frames", type=int, metavar="T", help="default: the tokenizer's own")
-    parser.add_argument("--threads", type=int, default=2, help="of torch on the CPU (2)")
-    parser.add_argument("--rounds", type=int, default=5, help="times that everything is run (5)")
+    parser.add_argument("--batch", type=count, metavar="B", help="default: 1 on a CPU, 8 on a GPU")
+    parser.add_argument(
+        "--size", type=size, metavar="HxW", help="default: 128x128 on a CPU, else 256x256"
+    )
+    parser.add_argument("--frames", type=count, metavar="T", help="default: the tokenizer's own")
+    parser.add_argument("--threads", type=count, default=2, help="of torch on the CPU (2)")
+    parser.add_argument("--rounds", type=count, default=5, help="times that everything is run (5)")
     parser.add_argument(
         "--compiled",
         action=argparse.BooleanOptionalAction,
         help="torch.compile; default: on a GPU",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
     return parser
 
 
@@ -70,8 +73,7 @@ def to_setting(options: argparse.Namespace) -> Setting:
     from tokenizer import get_config
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    side = "128x128" if device == "cpu" else "256x256"
-    height, width = (int(number) for number in (options.size or side).split("x"))
+    height, width = options.size or ((128, 128) if device == "cpu" else (256, 256))
     return Setting(
         tokenizer=options.tokenizer,
         precision=options.precision,

@@ -12,12 +12,13 @@ import math
 import multiprocessing
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from jobs.benchmark.measure import machine, median, table, write_json
+from pipeline.command_line import CommandLine, count, new_file, not_negative
+from pipeline.steering import peak_rss_bytes
 from tokenizer.training.fsq_entropy import entropy_loss
 
 SIZES = {4096: [8] * 4, 32768: [8] * 5, 262144: [8] * 6}
@@ -26,13 +27,13 @@ TABLE_TEMPORARIES = 6
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print time and memory of both ways for the codebooks of the published models."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.benchmark fsq_entropy")
-    parser.add_argument("--tokens", type=int, default=5120, help="5120: one clip of 17x256x256")
+    parser = CommandLine(prog="python -m jobs.benchmark fsq_entropy")
+    parser.add_argument("--tokens", type=count, default=5120, help="5120: one clip of 17x256x256")
     parser.add_argument("--codes", type=int, nargs="+", choices=sorted(SIZES), default=[*SIZES])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--table-gigabytes", type=float, default=16.0)
-    parser.add_argument("--json")
+    parser.add_argument("--rounds", type=count, default=3)
+    parser.add_argument("--threads", type=count, default=2)
+    parser.add_argument("--table-gigabytes", type=not_negative, default=16.0)
+    parser.add_argument("--json", type=new_file)
     options = parser.parse_args(arguments)
     rows, figures = [["codes, way", "seconds", "peak MB", "loss"]], []
     for codes in options.codes:
@@ -66,14 +67,14 @@ def _run(way: str, codes: int, tokens: int, rounds: int, threads: int) -> dict[s
     z = torch.randn(1, len(levels), tokens, 1, 1, generator=generator) * 0.25
     compute = entropy_loss if way == "factorised" else table_loss
     compute(z[:, :, :16], levels)
-    before, seconds = _peak_bytes(), []
+    before, seconds = peak_rss_bytes(), []
     for _ in range(rounds):
         z.requires_grad_().grad = None
         began = time.perf_counter()
         loss = compute(z, levels)
         loss.backward()  # type: ignore[no-untyped-call]
         seconds.append(time.perf_counter() - began)
-    peak_bytes = _peak_bytes() - before
+    peak_bytes = peak_rss_bytes() - before
     return {"seconds": median(seconds), "peak_bytes": peak_bytes, "loss": float(loss.detach())}
 
 
@@ -98,9 +99,3 @@ def _entropy(probabilities: Tensor) -> Tensor:
     """Mean over rows [N, K]."""
     logarithms = probabilities.clamp(min=1e-5).log()
     return -(probabilities * logarithms).sum(dim=1).mean()
-
-
-def _peak_bytes() -> int:
-    """Of this process alone (Linux): getrusage begins with the peak of the one that started it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

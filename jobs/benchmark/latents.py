@@ -8,7 +8,6 @@ Clip by clip, in memory, in CPU seconds; every figure is the median of interleav
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections import defaultdict
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.benchmark.measure import machine, write_json
+from pipeline.command_line import CommandLine, count, new_file
 from pipeline.errors import RunError
 from pipeline.ledger import Ledger
 from pipeline.packing import COMPRESSIONS, LATENT_PACKINGS
@@ -38,10 +38,10 @@ class Clip(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The benchmark."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.benchmark latents", description=__doc__)
+    parser = CommandLine(prog="python -m jobs.benchmark latents", description=__doc__)
     parser.add_argument("out", metavar="OUT", help="output.root of a run of a continuous tokenizer")
-    parser.add_argument("--passes", type=int, default=7)
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--passes", type=count, default=7)
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
     options = parser.parse_args(arguments)
     record, clips = read_clips(options.out)
     figures = measure(record, clips, options.passes)

@@ -11,7 +11,6 @@ read the CPU seconds and the ratios, which are medians of the ratios of each rou
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -30,6 +29,7 @@ from jobs.benchmark.s3_server import S3Server
 from jobs.benchmark.token_formats import FORMATS
 from jobs.benchmark.token_parts import TOKENS_PER_CLIP, write_token_parts
 from jobs.benchmark.token_pass import Figures, Job
+from pipeline.command_line import CommandLine, count, new_file
 
 BUCKET = "benchmark"
 CLIPS_OF_A_SMALL_PART = 4
@@ -45,11 +45,11 @@ Runs = dict[str, list[Figures]]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The benchmark; a missed aim is marked in the table and does not change the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.benchmark loader", description=__doc__)
-    parser.add_argument("--clips", type=int, default=8192)
-    parser.add_argument("--rounds", type=int, default=3, help="times that each format is read")
-    parser.add_argument("--passes", type=int, default=2, help="epochs timed in each round")
-    parser.add_argument("--parts", type=int, default=5000, help="of the OUT with very many parts")
+    parser = CommandLine(prog="python -m jobs.benchmark loader", description=__doc__)
+    parser.add_argument("--clips", type=count, default=8192)
+    parser.add_argument("--rounds", type=count, default=3, help="times that each format is read")
+    parser.add_argument("--passes", type=count, default=2, help="epochs timed in each round")
+    parser.add_argument("--parts", type=count, default=5000, help="of the OUT with very many parts")
     parser.add_argument(
         "--peer-path",
         action="append",
@@ -58,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="where a peer is installed (pip install --target DIR), if not in this environment; "
         f"NAME is one of {', '.join(LEAST_RATIOS)}",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
     options = parser.parse_args(arguments)
-    paths = dict(text.split("=", 1) for text in options.peer_path)
+    paths = dict(text.partition("=")[::2] for text in options.peer_path)
     if unknown := paths.keys() - LEAST_RATIOS.keys():
         parser.error(f"--peer-path {unknown.pop()}: NAME is one of {', '.join(LEAST_RATIOS)}")
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:

@@ -34,17 +34,6 @@ def interleave(
     return figures
 
 
-def timed(action: Callable[[], object]) -> Callable[[], float]:
-    """The action as a contestant: its figure is the seconds that it takes."""
-
-    def run() -> float:
-        began = time.perf_counter()
-        action()
-        return time.perf_counter() - began
-
-    return run
-
-
 def median(figures: Sequence[float]) -> float:
     """The middle one: an outlier of a busy machine does not move it."""
     return statistics.median(figures)

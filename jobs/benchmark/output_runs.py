@@ -7,7 +7,6 @@ decoding is what is shared: how much a run saves is the share that decoding has 
 
 from __future__ import annotations
 
-import argparse
 import resource
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from jobs.benchmark.measure import interleave, machine, median, table, write_json
 from jobs.benchmark.workload import write_shards
+from pipeline.command_line import CommandLine, count, new_file
 
 ENTRIES: Mapping[str, Mapping[str, str]] = {
     "wide": {"sampling.resolution": "128"},
@@ -26,7 +26,10 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
     "flip": {"sampling.resolution": "128", "sampling.variant": "flip"},
 }
 """Name of an output -> what it says beyond the rest."""
-MODEL = ("+tokenizer=demo", "tokenizer.ch=8", "tokenizer.num_res_blocks=1", "encoder.threads=1")
+MODEL = (
+    *("+tokenizer=demo", "tokenizer.checkpoint=random", "tokenizer.ch=8"),
+    *("tokenizer.num_res_blocks=1", "encoder.threads=1"),
+)
 Figures = dict[str, float]
 COLUMNS = {
     "wall s": ("seconds", "{:.1f}"),
@@ -39,15 +42,13 @@ COLUMNS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.benchmark output_runs", description=__doc__
+    parser = CommandLine(prog="python -m jobs.benchmark output_runs", description=__doc__)
+    parser.add_argument(
+        "--rounds", type=count, default=5, help="times that each runs (%(default)s)"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="times that each runs (%(default)s)")
-    parser.add_argument("--clips", type=int, default=96, help="of the shards (%(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--clips", type=count, default=96, help="of the shards; default: 96")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
     options = parser.parse_args(arguments)
-    if options.rounds < 1 or options.clips < 1:
-        parser.error("--rounds and --clips must be at least 1")
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)

@@ -6,13 +6,13 @@ Three outputs that a lab might want of the same videos: 8 fps at 256x256, 4 fps 
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 from jobs.benchmark.measure import interleave, machine, median, table, write_json
+from pipeline.command_line import count, new_file
 from pipeline.decode import decode_clips
 from pipeline.demo import demo_videos
 from pipeline.errors import VideoError
@@ -87,16 +87,14 @@ def measure_all(videos: int, rounds: int) -> dict[str, dict[str, float]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m jobs.benchmark outputs",
         description="CPU seconds of one decoding pass for three outputs, and of three passes.",
     )
-    parser.add_argument("--videos", type=int, default=6, help="of the demo's; default: 6")
-    parser.add_argument("--rounds", type=int, default=7, help="times that each way decodes each")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--videos", type=count, default=6, help="of the demo's; default: 6")
+    parser.add_argument("--rounds", type=count, default=7, help="times that each way decodes each")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
     options = parser.parse_args(arguments)
-    if options.videos < 1 or options.rounds < 1:
-        parser.error("--videos and --rounds must be at least 1")
     figures = measure_all(options.videos, options.rounds)
     rows = [["video", "clips", "one pass", "a pass each", "ratio"]]
     rows += [

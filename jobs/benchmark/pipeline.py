@@ -21,6 +21,7 @@ from pathlib import Path
 from jobs.benchmark.contestants import CONTESTANTS
 from jobs.benchmark.measure import interleave, machine, median, table, write_json
 from jobs.benchmark.workload import Figures, Job, Setting, write_shards
+from pipeline.command_line import CommandLine, count, new_file
 
 LIMIT, OURS = "both, uncoupled", ("pipeline inline", "pipeline on Ray")
 SAME, DOCUMENTED = "same on Ray Data", "documented Ray Data"
@@ -33,9 +34,11 @@ TRIES = 1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; exit status 0 whatever the figures are."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.benchmark pipeline", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="times that each runs (%(default)s)")
-    parser.add_argument("--clips", type=int, default=288, help="clips a run (%(default)s)")
+    parser = CommandLine(prog="python -m jobs.benchmark pipeline", description=__doc__)
+    parser.add_argument(
+        "--rounds", type=count, default=5, help="times that each runs (%(default)s)"
+    )
+    parser.add_argument("--clips", type=count, default=288, help="clips a run (%(default)s)")
     parser.add_argument(
         "--settings",
         type=read_settings,
@@ -43,10 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="DxT,...",
         help="decoders x encoder threads; each contestant gets its best of these (%(default)s)",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
     options = parser.parse_args(arguments)
-    if options.rounds < 1 or options.clips < 20:
-        parser.error("--rounds must be at least 1, --clips at least 20")
+    if options.clips < 20:
+        parser.error(f"--clips {options.clips}: must be at least 20")
     if importlib.util.find_spec("pandas") is None:
         parser.error("Ray Data needs pandas, which comes with pip install -e '.[dev]'")
     load = os.getloadavg()[0]
@@ -82,11 +85,11 @@ def read_settings(text: str) -> list[Setting]:
     """``1x1,2x1``: decoders x threads.
 
     Raises:
-        ValueError: something else, which argparse reports.
+        argparse.ArgumentTypeError: something else.
     """
-    pairs = [tuple(map(int, pair.split("x"))) for pair in text.split(",")]
-    if any(len(pair) != 2 or min(pair) < 1 for pair in pairs):
-        raise ValueError(text)
+    pairs = [tuple(map(count, pair.split("x"))) for pair in text.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise argparse.ArgumentTypeError(f"decoders x threads are needed, like 1x1,2x1; got {text}")
     return [Setting(decoders=decoders, threads=threads) for decoders, threads in pairs]
 
 

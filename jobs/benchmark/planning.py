@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.benchmark.measure import machine, table, write_json
+from pipeline.command_line import CommandLine, count, new_file
 from pipeline.ledger import Ledger
 from pipeline.listing import Entry
 from pipeline.planning import make_plan
@@ -29,6 +29,7 @@ from pipeline.reader import source_of
 from pipeline.receipt_values import RowGroup
 from pipeline.receipts import Receipt, new_attempt, part_name
 from pipeline.shards import tar_shards
+from pipeline.steering import peak_rss_bytes
 from pipeline.storage import Storage
 
 KEYS_PER_RECEIPT = 500
@@ -43,10 +44,10 @@ LIMIT_SECONDS, LIMIT_BYTES = 20.0, 1 << 30
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The benchmark; exit code 1 when planning from a manifest is beyond its bounds."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.benchmark planning", description=__doc__)
-    parser.add_argument("--receipts", type=int, default=100_000)
-    parser.add_argument("--segments", type=int, default=10, help="receipts of one shard")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser = CommandLine(prog="python -m jobs.benchmark planning", description=__doc__)
+    parser.add_argument("--receipts", type=count, default=100_000)
+    parser.add_argument("--segments", type=count, default=10, help="receipts of one shard")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
     parser.add_argument("--measure", choices=MODES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -182,7 +183,7 @@ def measure(mode: str, folder: Path) -> dict[str, float]:
     """One mode, in this process."""
     storage = CountingStorage(str(folder / "out"))
     shards = tar_shards(sorted(str(path) for path in folder.glob("*.tar")))
-    imported = _peak_rss_bytes()
+    imported = peak_rss_bytes()
     measured: Callable[[], Any]
     if mode == "grow":
         ledger = Ledger.open(storage)
@@ -207,17 +208,13 @@ def measure(mode: str, folder: Path) -> dict[str, float]:
     figures = {
         "seconds": time.perf_counter() - began,
         "cpu_seconds": time.process_time() - cpu,
-        "peak_rss_bytes": _peak_rss_bytes(),
+        "peak_rss_bytes": peak_rss_bytes(),
         "rss_before_bytes": imported,
         "requests": storage.requests,
     }
     if mode == "receipts":
         result.ledger.publish(storage)
     return figures
-
-
-def _peak_rss_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _in_a_process(mode: str, folder: Path) -> dict[str, float]:

@@ -8,7 +8,6 @@ that reads 8 MiB ahead.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import tarfile
@@ -25,6 +24,7 @@ import fsspec
 
 from jobs.benchmark.measure import interleave, machine, median, table, write_json
 from jobs.benchmark.s3_server import S3Server
+from pipeline.command_line import CommandLine, count, new_file
 from pipeline.ranges import RangeBuffers
 from pipeline.reader import ReadRules, Sample, read_shard
 from pipeline.shards import Shard, ShardKind
@@ -143,12 +143,12 @@ def figures(passes: Sequence[Pass]) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m jobs.benchmark reader", description="Speed and requests of reading tars."
     )
-    parser.add_argument("--megabytes", type=int, default=400, help="of video in the tar")
-    parser.add_argument("--rounds", type=int, default=5, help="times that each reader reads it")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--megabytes", type=count, default=400, help="of video in the tar")
+    parser.add_argument("--rounds", type=count, default=5, help="times that each reader reads it")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, S3Server() as server:
         path = Path(folder) / "benchmark.tar"

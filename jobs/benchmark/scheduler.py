@@ -6,7 +6,6 @@ were there until the last shard was final, over the GPU-seconds of useful work.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import resource
 import time
@@ -17,6 +16,7 @@ from typing import cast
 from jobs.benchmark.measure import machine, table, write_json
 from jobs.benchmark.simulated import SimulatedCluster, SimulatedStorage, World
 from pipeline.books import Book, Books
+from pipeline.command_line import CommandLine, count, new_file, not_negative
 from pipeline.ledger import Ledger
 from pipeline.schedule import RetryRules, Scheduler
 from pipeline.storage import Storage
@@ -26,14 +26,16 @@ from pipeline.tally import Tally
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     world = World()
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m jobs.benchmark scheduler", description=str(__doc__).split("\n\n")[0]
     )
-    parser.add_argument("--gpus", type=int, default=world.num_gpus)
-    parser.add_argument("--shards-per-gpu", type=int, nargs="+", default=[20, 100], metavar="N")
-    parser.add_argument("--size-error", type=float, default=world.size_error)
+    parser.add_argument("--gpus", type=count, default=world.num_gpus)
+    parser.add_argument("--shards-per-gpu", type=count, nargs="+", default=[20, 100], metavar="N")
+    parser.add_argument("--size-error", type=not_negative, default=world.size_error)
     parser.add_argument("--seed", type=int, default=world.seed)
-    parser.add_argument("--json", metavar="FILE", help="write the figures of the first N here")
+    parser.add_argument(
+        "--json", type=new_file, metavar="FILE", help="write the figures of the first N here"
+    )
     options = parser.parse_args(arguments)
     logging.getLogger("pipeline.schedule").setLevel(logging.CRITICAL)
     world = replace(world, num_gpus=options.gpus, size_error=options.size_error, seed=options.seed)

@@ -28,16 +28,19 @@ from jobs.benchmark.encoder import (
     to_setting,
 )
 from jobs.benchmark.measure import machine, write_json
+from pipeline.command_line import count, file_there, positive
 
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print, write."""
     parser = options_of("worker")
-    parser.add_argument("--tars", nargs="+", type=Path, metavar="TAR", help="default: the demo's")
-    parser.add_argument("--repeat", type=int, default=1, help="times that each tar is read (1)")
-    parser.add_argument("--decoders", type=int, default=2, help="decoder children (2)")
-    parser.add_argument("--open-shards", type=int, default=3, help="tars open at once (3)")
-    parser.add_argument("--fps", type=float, default=8.0, help="frames per second of clips (8)")
+    parser.add_argument(
+        "--tars", nargs="+", type=file_there, metavar="TAR", help="default: the demo's"
+    )
+    parser.add_argument("--repeat", type=count, default=1, help="times that each tar is read (1)")
+    parser.add_argument("--decoders", type=count, default=2, help="decoder children (2)")
+    parser.add_argument("--open-shards", type=count, default=3, help="tars open at once (3)")
+    parser.add_argument("--fps", type=positive, default=8.0, help="frames per second of clips (8)")
     options = parser.parse_args(arguments)
     setting = to_setting(options)
     print(f"{machine()}; {setting.tokenizer} {setting.precision} on {setting.device}, ", end="")

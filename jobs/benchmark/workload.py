@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from pipeline.config import RunConfig
     from pipeline.worker_spec import WorkerSpec
 
-MODEL = ("+tokenizer=demo", "tokenizer.ch=8", "sampling.resolution=72")
+RANDOM = "tokenizer.checkpoint=random"
+MODEL = ("+tokenizer=demo", RANDOM, "tokenizer.ch=8", "sampling.resolution=72")
 """Encoding a clip takes one core about as long as decoding it, measured over the demo's clips."""
 VIDEOS_PER_SHARD = 48
 Figures = dict[str, float]

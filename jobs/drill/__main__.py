@@ -25,6 +25,7 @@ from jobs.drill.faults import Injector
 from jobs.drill.run import Run
 from jobs.drill.schedule import Planned, schedule
 from jobs.drill.timeline import Timeline, markdown, text
+from pipeline.command_line import CommandLine, new_file, positive
 
 LOOK_SECONDS = 0.5
 EXPELLED = "computes wrongly"
@@ -56,18 +57,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m jobs.drill",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--minutes", type=float, default=5, help="of faults (default: 5)")
+    parser.add_argument("--minutes", type=positive, default=5, help="of faults (default: 5)")
     parser.add_argument("--seed", type=int, default=1, help="of the schedule (default: 1)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
-    parser.add_argument("--report", metavar="FILE.md", help="write the report there")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
+    parser.add_argument("--report", type=new_file, metavar="FILE.md", help="write the report there")
     options = parser.parse_args(arguments)
-    if not 0 < options.minutes <= 24 * 60:
-        parser.error(f"--minutes must be above 0, at most a day, got {options.minutes:g}")
+    if options.minutes > 24 * 60:
+        parser.error(f"--minutes must be at most a day, got {options.minutes:g}")
     return options
 
 

@@ -85,11 +85,6 @@ class Run:
         self._say(f"the driver has ended {why}, exit status {code}; the same command again")
         self._start()
 
-    @property
-    def is_running(self) -> bool:
-        """Whether there is a driver."""
-        return self._process is not None
-
     def num_receipts(self) -> int:
         """Committed segments of all rounds."""
         return sum(len(self._store.names(f"{out}/receipts/")) for out in self.outs)

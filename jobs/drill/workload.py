@@ -77,7 +77,12 @@ def command(num_shards: int, out: str, *where: str) -> Sequence[str]:
     return [
         *(sys.executable, "-m", "pipeline.run", "+dataset=tars", "+tokenizer=demo"),
         f"dataset.shards=s3://{BUCKET}/{SHARDS}/{{00000..{num_shards - 1:05d}}}.tar",
-        *("tokenizer.ch=8", "tokenizer.num_res_blocks=1", "sampling.resolution=64"),
+        *(
+            "tokenizer.checkpoint=random",
+            "tokenizer.ch=8",
+            "tokenizer.num_res_blocks=1",
+            "sampling.resolution=64",
+        ),
         *("encoder.threads=1", "encoder.decoders=1", "encoder.device=cpu"),
         *("commit.max_clips=3", "commit.max_seconds=20", "cluster.cpus_per_worker=1"),
         *("cluster.max_attempts=1000", "cluster.retry_seconds=0.5", "cluster.lease_seconds=120"),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from av.video.frame import VideoFrame
 from torch import Tensor
 
 from pipeline.decode_pictures import Pictures, Work, scanned
 from pipeline.errors import VideoError
+from pipeline.film import film, spread
 from pipeline.png import png
 from pipeline.records import ClipPlan, TailPolicy, VideoLimits
 from pipeline.scaling import RgbScaler, orientation
@@ -76,10 +76,9 @@ def strip(source: Tensor, output: Tensor) -> bytes:
         source: ``[1, 3, T, H, W]`` in [-1, 1].
         output: likewise; cut off, not rounded, as the published code writes videos.
     """
-    last = source.shape[2] - 1
-    at = np.unique(np.linspace(0, last, STRIP_FRAMES).astype(int)).tolist()
-    rows = [
-        (video[:, at].clamp(-1, 1) + 1).movedim(1, 2).flatten(2) / 2 * 255
+    at = spread(source.shape[2], STRIP_FRAMES)
+    videos = (
+        ((video[:, list(at)].clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8).movedim(0, -1).numpy()
         for video in (source[0], output[0])
-    ]
-    return png(torch.cat(rows, dim=1).to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+    )
+    return png(film(*videos, shown=range(len(at))))

@@ -9,9 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from jobs.training.checkpoints import write_atomically
-from jobs.training.pictures import side_by_side, write_picture
 from jobs.training.plan import ShowRules
+from pipeline.film import film, spread
+from pipeline.png import png
 from tokenizer.training.loop import Training
+
+GAP = 2
+"""White pixels between the frames of a picture."""
 
 
 class Album:
@@ -42,8 +46,10 @@ class Album:
     def _draw(self, step: int) -> None:
         assert self._clip is not None
         made = self._training.reconstruct(torch.from_numpy(self._clip[None]))
-        picture = side_by_side(self._clip, made[0].cpu().numpy(), self._rules.picture_frames)
-        write_picture(self._folder / f"step-{step:08d}.png", picture)
+        shown = spread(len(self._clip), self._rules.picture_frames)
+        picture = png(film(self._clip, made[0].cpu().numpy(), shown=shown, gap=GAP))
+        path = self._folder / f"step-{step:08d}.png"
+        write_atomically(path, lambda unfinished: unfinished.write_bytes(picture))
 
 
 def _write_array(path: Path, array: NDArray[np.uint8]) -> None:

@@ -89,7 +89,7 @@ def collect(
             last_shard, last_ended = line.shard, line.created_seconds
             name = f"{line.shard}/{line.segment}/{line.generation}"
             if line.part is not None:
-                _keep(drawn, (-_hash(name), name, line), num_drawn)
+                _keep(drawn, (-hash_of(name), name, line), num_drawn)
             if line.quarantined:
                 _keep(bad, (line.created_seconds, name, line), num_bad)
             yield line
@@ -119,7 +119,8 @@ def _keep(heap: list[tuple[float, str, Line]], item: tuple[float, str, Line], mo
         heapq.heappushpop(heap, item)
 
 
-def _hash(name: str) -> int:
+def hash_of(name: str) -> int:
+    """Chance that is the same every time: 0 to 2**64 - 1."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 

@@ -1,4 +1,4 @@
-"""Colours of tokens, rows of frames, and pictures for a page that is one file. Pure.
+"""Colours of tokens, and pictures for a page that is one file. Pure.
 
 Token maps are PNG, small and exact. Frames are JPEG, a tenth of the size.
 """
@@ -13,8 +13,7 @@ from av.codec.context import CodecContext
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
-Rgb = npt.NDArray[np.uint8]
-"""uint8 ``[H, W, 3]``."""
+from pipeline.film import Rgb
 
 JPEG_SCALE = 4
 """Of the quantiser, 2 (best) to 31; at 4 a strip of 8 frames of 128 x 128 takes about 25 kB."""
@@ -48,20 +47,6 @@ def address(content: bytes) -> str:
         if content.startswith(start):
             return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
     raise ValueError("neither PNG nor JPEG")
-
-
-def strip(frames: npt.NDArray[np.uint8], *, num: int) -> Rgb:
-    """Frames side by side, the first and the last and some in between.
-
-    Args:
-        frames: uint8 ``[T, H, W, 3]``.
-        num: at most so many.
-
-    Returns:
-        uint8 ``[H, n * W, 3]``.
-    """
-    chosen = np.unique(np.linspace(0, len(frames) - 1, num).round().astype(int))
-    return np.concatenate(list(frames[chosen]), axis=1)
 
 
 def index_colours(indices: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
@@ -99,18 +84,3 @@ def latent_colours(latents: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
     chosen = scaled[[min(channel, len(latents) - 1) for channel in range(3)]]
     picture: npt.NDArray[np.uint8] = np.moveaxis((255 * chosen).round().astype(np.uint8), 0, -1)
     return picture
-
-
-def with_gaps(pictures: npt.NDArray[np.uint8], *, gap: int, colour: int) -> Rgb:
-    """Pictures side by side with room between them.
-
-    Args:
-        pictures: uint8 ``[n, H, W, 3]``.
-        gap: pixels between two.
-        colour: of the room, a grey 0 to 255.
-    """
-    num, height, width, _ = pictures.shape
-    wide = np.full((height, num * (width + gap) - gap, 3), colour, dtype=np.uint8)
-    for at, picture in enumerate(pictures):
-        wide[:, at * (width + gap) : at * (width + gap) + width] = picture
-    return wide

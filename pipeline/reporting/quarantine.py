@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+from pipeline.film import Rgb
 from pipeline.manifest import Line
 from pipeline.receipts import Receipt, ReceiptName, quarantine_name, read_receipts
 from pipeline.records import ClipPlan, TailPolicy, VideoLimits
 from pipeline.reporting.frames import decode_frames
-from pipeline.reporting.pictures import Rgb
 from pipeline.storage import Storage
 
 MAX_ORIGINAL_BYTES = 64 << 20

@@ -14,14 +14,16 @@ from pipeline.chosen_tokenizer import checkpoint_path, model_config
 from pipeline.config import DatasetKind, RunConfig
 from pipeline.draw import Sources
 from pipeline.errors import ConfigError
+from pipeline.film import film, spread
 from pipeline.manifest import Line
 from pipeline.receipts import read_receipt, receipt_name
+from pipeline.reconstruction import frame_psnr
 from pipeline.records import SamplingMode
 from pipeline.reencode import recorded_run, recorded_spec
 from pipeline.reporting.frames import decode_frames
-from pipeline.reporting.pictures import jpeg, strip
+from pipeline.reporting.pictures import jpeg
 from pipeline.reporting.row_sample import TokenClip
-from pipeline.reporting.strips import NUM_FRAMES, Strip, psnr
+from pipeline.reporting.strips import NUM_FRAMES, Strip
 from pipeline.storage import Storage
 from pipeline.worker_spec import WorkerSpec
 
@@ -132,15 +134,15 @@ def _decoded(model: VideoTokenizer, clip: TokenClip) -> npt.NDArray[np.uint8]:
 
 def _strip(clip: TokenClip, source: npt.NDArray[np.uint8], decoded: npt.NDArray[np.uint8]) -> Strip:
     decoded = decoded[-len(source) :]  # models that pad put frames in front
-    row = clip.row
+    row, shown = clip.row, spread(len(source), NUM_FRAMES)
     return Strip(
         clip_id=row["clip_id"],
         caption=row["caption"],
         fps=row["fps"],
         bucket=row["bucket"],
-        psnr=psnr(source, decoded),
+        psnr=frame_psnr(source, decoded),
         pictures={
-            "source": jpeg(strip(source, num=NUM_FRAMES)),
-            "reconstruction": jpeg(strip(decoded, num=NUM_FRAMES)),
+            "source": jpeg(film(source, shown=shown)),
+            "reconstruction": jpeg(film(decoded, shown=shown)),
         },
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import pyarrow as pa
 
 from pipeline.manifest import Line
 from pipeline.parts import blobs, read_footer, read_group, table_of_group
+from pipeline.reporting.ledger_facts import hash_of
 from pipeline.schema import TokenFormat
 from pipeline.storage import Storage
 
@@ -71,7 +71,7 @@ def draw_rows(storage: Storage, lines: Sequence[Line], *, num_shown: int) -> Row
     sample, left = RowSample(), MAX_BYTES
     found: list[TokenClip] = []
     for line in lines:
-        group = _hash(line.part or "") % len(line.row_groups)
+        group = hash_of(line.part or "") % len(line.row_groups)
         content = read_group(storage, line, group)
         footer = read_footer(storage, line)
         table = table_of_group(footer, line, group, content, _COLUMNS)
@@ -156,17 +156,13 @@ def _clips(
     """Some clips of each rate and bucket of a row group, in hashed order."""
     rows = table.drop_columns(["tokens"]).to_pylist()
     tokens, kinds = blobs(table.column("tokens")), Counter[tuple[float, str]]()
-    for at in sorted(range(len(rows)), key=lambda at: _hash(rows[at]["clip_id"])):
+    for at in sorted(range(len(rows)), key=lambda at: hash_of(rows[at]["clip_id"])):
         row = rows[at]
         kind = (row["fps"], row["bucket"])
         kinds[kind] += 1
         if kinds[kind] <= most_of_kind:
             unpacked = token_format.unpack_row(tokens[at], row["token_shape"])
             yield TokenClip(line=line, row=row, tokens=unpacked)
-
-
-def _hash(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 @dataclass(frozen=True, slots=True)

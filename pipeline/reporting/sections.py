@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.balance import bottleneck, shares, waiting
+from pipeline.film import in_a_row
 from pipeline.history import moments_of, steps
 from pipeline.ledger import Counts
 from pipeline.live import duration
@@ -24,7 +25,6 @@ from pipeline.reporting.pictures import (
     address,
     index_colours,
     latent_colours,
-    with_gaps,
 )
 from pipeline.reporting.row_sample import CodebookUse, RowSample, TokenClip
 from pipeline.reporting.strips import Strip, psnr_by_kind
@@ -135,7 +135,7 @@ def _token_map(clip: TokenClip, sample: RowSample) -> str:
     else:
         means = clip.tokens[: len(clip.tokens) // 2]
         pictures = latent_colours(means[:, :frames])
-    image = address(png(with_gaps(pictures, gap=1, colour=128)))
+    image = address(png(in_a_row(pictures, gap=1, colour=128)))
     shape = " x ".join(map(str, clip.row["token_shape"]))
     name = escape(clip.row["clip_id"])
     return (

@@ -30,7 +30,7 @@ def test_settings_are_read_as_decoders_by_threads(capsys: pytest.CaptureFixture[
     for wrong in ("1", "0x1", "axb", "1x1x1"):
         with pytest.raises(SystemExit):
             pipeline.main(["--settings", wrong])
-        assert f"invalid read_settings value: '{wrong}'" in capsys.readouterr().err
+        assert "argument --settings: " in capsys.readouterr().err
 
 
 def test_videos_are_taken_in_turn_until_there_are_enough_clips() -> None:
@@ -112,10 +112,13 @@ def test_the_report_names_every_contestant_and_where_the_rest_goes() -> None:
 
 
 def test_options_that_measure_nothing_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    for wrong in (["--rounds", "0"], ["--clips", "5"]):
+    for wrong in ("--rounds 0: must be above 0", "--clips 5: must be at least 20"):
+        option, value = wrong.split(":")[0].split()
         with pytest.raises(SystemExit):
-            pipeline.main(wrong)
-        assert "--rounds must be at least 1" in capsys.readouterr().err
+            pipeline.main([option, value])
+        said = capsys.readouterr().err
+        assert option in said
+        assert wrong.split(": ")[1] in said
 
 
 def test_shards_hold_what_they_say(tmp_path: Path) -> None:

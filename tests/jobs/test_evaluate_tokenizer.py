@@ -38,6 +38,7 @@ from tokenizer.metrics.codebook import num_used, perplexity
 CLIPS = Path(__file__).parents[2] / "pipeline" / "demo_clips"
 TINY = (
     "+tokenizer=demo",
+    "tokenizer.checkpoint=random",
     "tokenizer.ch=8",
     "tokenizer.num_res_blocks=1",
     "evaluate.resolution=32",

@@ -141,8 +141,12 @@ def test_mistakes_are_one_line(
 ) -> None:
     missing = tmp_path / "none.mp4"
     options = ("--tokenizer", "demo", "--size", "32")
-    assert run(missing, tmp_path / "out.mp4", *options) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("jobs.reconstruct: ")
+    with pytest.raises(SystemExit, match="2"):
+        run(missing, tmp_path / "out.mp4", *options)
+    assert capsys.readouterr().err.startswith(f"error: IN {missing}: no such file")
+    (text := tmp_path / "none.txt").write_text("no video")
+    assert run(text, tmp_path / "out.mp4", *options) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
     assert run(video, tmp_path / "out.mp4", "--tokenizer", "kl_4x8x8_4chn") == 2
     assert "checkpoint=auto" in capsys.readouterr().err
     assert not (tmp_path / "out.mp4").exists()

@@ -117,7 +117,7 @@ def test_tokens_that_cannot_be_trained_on_are_refused_with_the_reason(tmp_path: 
     ("wrong", "message"),
     [
         (["--dim", "10", "--heads", "4"], "--dim must be a multiple of --heads"),
-        (["--checkpoint-every", "0"], "--checkpoint-every must be at least 1"),
+        (["--checkpoint-every", "0"], "argument --checkpoint-every: must be above 0, got 0"),
     ],
 )
 def test_wrong_options_are_named(

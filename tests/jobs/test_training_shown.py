@@ -7,14 +7,14 @@ import io
 import av
 import numpy as np
 
-from jobs.training.pictures import side_by_side
 from jobs.training.progress import training_line
+from pipeline.film import film, spread
 from pipeline.png import png
 
 
 def test_a_picture_has_the_source_above_and_is_a_png() -> None:
     source = np.arange(4 * 2 * 3 * 3, dtype=np.uint8).reshape(4, 2, 3, 3)
-    picture = side_by_side(source, 255 - source, 3)
+    picture = film(source, 255 - source, shown=spread(4, 3), gap=2)
     assert picture.shape == (6, 13, 3)
     assert np.array_equal(picture[:2, :3], source[0])
     assert np.array_equal(picture[4:, 10:], 255 - source[3])

@@ -33,6 +33,7 @@ from tests.pipeline import media
 
 TINY = (
     "+tokenizer=demo",
+    "tokenizer.checkpoint=random",
     "tokenizer.ch=8",
     "tokenizer.num_res_blocks=1",
     "sampling.resolution=32",

@@ -225,8 +225,11 @@ def test_what_cannot_be_read_is_an_error_and_no_difference(
 
 def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path, capsys: Printed) -> None:
     one = make_out(tmp_path / "1")
-    assert main([one.root, one.root, "--json", str(tmp_path / "no" / "diff.json")]) == 2
-    assert "No such file or directory" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([one.root, one.root, "--json", str(tmp_path / "no" / "diff.json")])
+    assert f"there is no folder {tmp_path / 'no'}" in capsys.readouterr().err
+    assert main([one.root, one.root, "--json", "/dev/full"]) == 2
+    assert "error: --json /dev/full: No space left on device" in capsys.readouterr().err
 
 
 def test_an_out_on_s3_is_compared_with_a_local_one(

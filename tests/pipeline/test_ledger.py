@@ -296,3 +296,11 @@ def test_a_manifest_that_cannot_be_trusted_costs_time_and_nothing_else(
     assert again.counts() == whole.counts()
     assert "every receipt is read instead" in caplog.text
     assert again.publish(storage) is not None
+
+
+def test_lines_of_some_shards_are_those_of_all_in_the_same_order(storage: Storage) -> None:
+    others = [receipt(shard=name, final=True) for name in ("a", "b", "c")]
+    ledger = ledger_of(*others, *three())
+    chosen = [line for line in ledger.lines() if line.shard in ("s", "b")]
+    assert list(ledger.lines(shards=["s", "b"])) == chosen
+    assert len(chosen) == 4

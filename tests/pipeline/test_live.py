@@ -7,12 +7,14 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
@@ -170,7 +172,11 @@ def test_watch_on_a_terminal_shows_the_table(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(("--watch", "0"), "--watch 0: must be more than 0"), (("--watch",), "no run.json there")],
+    [
+        (("--watch", "0"), "--watch: must be above 0, got 0"),
+        (("--watch",), "no run.json there"),
+        (("--watch", "--picture", "/dev/null"), "--picture is of one moment: not with --watch"),
+    ],
 )
 def test_a_wrong_watch_is_one_line(
     arguments: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -229,3 +235,23 @@ def test_the_command_lists_every_metric_with_its_kind_and_meaning(
         assert name.startswith("ray_vidtok_")
         assert kind in ("counter", "gauge")
         assert meaning
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_picture_shows_what_a_terminal_shows_and_loads_nothing(
+    running: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = make_out(tmp_path / "out", shards=2, videos=2)
+    write_beat(storage, beat(running=running, num_shards=9))
+    file = tmp_path / "live.svg"
+    assert main([storage.root, "--picture", str(file)]) == 1
+    svg = ElementTree.parse(file).getroot()
+    shown = " ".join("".join(svg.itertext()).replace("\xa0", " ").split())
+    wanted = "75% busy" if running else "nobody is working on it now"
+    assert wanted in shown
+    assert f"python -m pipeline.status {storage.root}" in shown
+    text = re.sub(r"<!--.*?-->", "", file.read_text(encoding="utf-8"))
+    assert "@font-face" not in text
+    assert set(re.findall(r"https?://[^\"' )]+", text)) <= {"http://www.w3.org/2000/svg"}
+    assert main([storage.root, "--picture", "/dev/full"]) == 2
+    assert "error: --picture /dev/full: No space left on device" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import io
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from aiobotocore.httpsession import AIOHTTPSession
 from pipeline import manifest
 from pipeline.errors import RunError
 from pipeline.ledger import Ledger
-from pipeline.manifest import line_of, read_manifest
+from pipeline.manifest import Line, line_of, read_manifest
 from pipeline.receipt_values import RowGroup
 from pipeline.receipts import Receipt, commit
 from pipeline.storage import Storage
@@ -229,3 +230,47 @@ def test_row_groups_stay_with_their_lines_however_many_are_read_at_once(
     table = manifest.table_of(lines)
     assert list(manifest.lines_of(table)) == lines
     assert list(manifest.lines_of(table.slice(3))) == lines[3:]
+
+
+def with_groups(*groups: tuple[int, int]) -> Line:
+    """A line whose part has these row groups: clips and ends."""
+    return replace(
+        line_of(receipt(part="p", rows=3)),
+        row_groups=tuple(RowGroup(rows, end, "c" * 64) for rows, end in groups),
+    )
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        (),
+        ((2, 900),),
+        ((3, 0),),
+        ((3, 1000),),
+        ((0, 100), (3, 900)),
+        ((1, 900), (2, 900)),
+        ((1, 900), (2, 800)),
+        ((1 << 62, 100), (3 - (1 << 62), 900)),
+    ],
+)
+def test_row_groups_that_do_not_make_up_the_part_are_refused_among_others(
+    groups: tuple[tuple[int, int], ...],
+) -> None:
+    good = with_groups((1, 400), (2, 900))
+    table = manifest.table_of([good, with_groups(*groups), good])
+    for is_read in (True, False):
+        with pytest.raises(ValueError, match="row_groups of segment 0 of s do not make up its"):
+            list(manifest.lines_of(table, with_groups=is_read))
+    assert list(manifest.lines_of(table.slice(2))) == [good]
+
+
+def test_row_groups_without_a_part_are_refused() -> None:
+    alone = replace(with_groups((3, 900)), part=None)
+    with pytest.raises(ValueError, match="do not make up its part"):
+        list(manifest.lines_of(manifest.table_of([alone])))
+
+
+def test_lines_without_row_groups_are_the_others_otherwise() -> None:
+    lines = [with_groups((1, 400), (2, 900)), line_of(receipt(1, 10, 20))]
+    found = manifest.lines_of(manifest.table_of(lines), with_groups=False)
+    assert list(found) == [replace(line, row_groups=()) for line in lines]

@@ -83,7 +83,7 @@ def test_a_picture_is_a_png_that_others_read(tmp_path: Path) -> None:
 def test_a_token_map_shows_an_index_by_the_same_colour_everywhere() -> None:
     indices = torch.tensor([[[5, 6], [7, 5]], [[7, 7], [6, 1000]]])
     pixels = token_map(indices, pixels=3).pixels
-    assert pixels.shape == (2 * 3 + 2, 2 * 2 * 3 + 2, 3)
+    assert pixels.shape == (2 * 3, 2 * 2 * 3 + 2, 3)
     at = {(t, y, x): pixels[3 * y, 8 * t + 3 * x] for t in (0, 1) for y in (0, 1) for x in (0, 1)}
     assert (at[0, 0, 0] == at[0, 1, 1]).all()
     assert (at[0, 1, 0] == at[1, 0, 0]).all()
@@ -95,10 +95,10 @@ def test_a_token_map_shows_an_index_by_the_same_colour_everywhere() -> None:
 def test_a_map_of_latents_spans_the_colours() -> None:
     latents = torch.linspace(-1, 1, 4 * 2 * 8 * 8).reshape(4, 2, 8, 8)
     pixels = token_map(latents, pixels=1).pixels
-    assert pixels.shape == (10, 18, 3)
+    assert pixels.shape == (8, 18, 3)
     assert pixels[0, 0].max() == 0
     assert pixels[7, 17].min() == 255
-    assert token_map(latents[:1], pixels=1).pixels.shape == (10, 18, 3)
+    assert token_map(latents[:1], pixels=1).pixels.shape == (8, 18, 3)
 
 
 def test_a_strip_begins_and_ends_with_its_video() -> None:
@@ -106,7 +106,7 @@ def test_a_strip_begins_and_ends_with_its_video() -> None:
         np.arange(17, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2).repeat(3, 3)
     )
     pixels = film_strip(video, 255 - video, num_frames=3).pixels
-    assert pixels.shape == (12, 16, 3)
+    assert pixels.shape == (10, 16, 3)
     assert [pixels[0, 6 * k, 0] for k in range(3)] == [0, 8, 16]
     assert [pixels[6, 6 * k, 0] for k in range(3)] == [255, 247, 239]
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from pipeline.errors import QualityCollapsed
+from pipeline.film import spread
 from pipeline.pixel_stats import index_entropy, pixel_columns, pixel_sums
 from pipeline.png import png
 from pipeline.quality_gate import PsnrGate, QualityRules
 from pipeline.reconstruction import frame_psnr
-from pipeline.samples import MAX_PIXELS, Sampled, SampleLine, keep_sample, shown_frames, strip
+from pipeline.samples import MAX_FRAMES, MAX_PIXELS, Sampled, SampleLine, keep_sample, strip
 from pipeline.storage import Storage
 
 
@@ -137,7 +138,7 @@ def test_without_bounds_only_nan_stops() -> None:
 
 def test_a_strip_shows_sources_above_reconstructions(tmp_path: Path) -> None:
     source, made = grey(10, 20, 30, 40, 50), grey(110, 120, 130, 140, 150)
-    shown = shown_frames(5)
+    shown = spread(5, MAX_FRAMES)
     assert shown == (0, 1, 3, 4)
     picture = strip(source, made, shown)
     assert picture[::16, ::16, 0].tolist() == [[10, 20, 40, 50], [110, 120, 140, 150]]

@@ -160,7 +160,7 @@ def test_the_command_writes_the_page_anew_and_says_where(
     ("arguments", "said"),
     [
         ((), "no run.json there"),
-        (("--reconstruct", "-1"), "--reconstruct -1: must be 0 or more"),
+        (("--reconstruct", "-1"), "argument --reconstruct: must not be negative, got -1"),
     ],
 )
 def test_a_mistake_is_one_line_without_a_traceback(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.ledger import Ledger
-from pipeline.receipts import commit
-from pipeline.status import main
+from pipeline.receipts import commit, list_receipts
+from pipeline.status import Looks, main
 from pipeline.storage import Storage
 from tests.pipeline.fakes import make_out, segment_writer, video, write_shard
 from tests.pipeline.receipts import receipt
@@ -156,3 +157,46 @@ def test_it_works_on_s3(bucket: str, capsys: Printed) -> None:
 
 def make_out_on(root: str) -> Storage:
     return make_out(root, shards=0)
+
+
+def test_a_second_look_reads_only_what_is_new(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat(storage)
+    looks = Looks(storage)
+    assert looks.now()[0]["clips"] == 6
+    write_shard(storage, "third", [video(7), video(8)])
+    read: list[str] = []
+    read_many = storage.read_many
+
+    def recorded(names: Sequence[str], **options: Any) -> dict[str, bytes]:
+        read.extend(name for name in names if name.startswith("receipts/"))
+        return read_many(names, **options)
+
+    monkeypatch.setattr(storage, "read_many", recorded)
+    facts, _ = looks.now()
+    assert (facts["clips"], facts["final_shards"]) == (8, 3)
+    assert all("third" in name for name in read)
+    assert read
+
+
+def test_receipts_that_were_taken_away_are_no_longer_counted(storage: Storage) -> None:
+    beat(storage)
+    looks = Looks(storage)
+    assert looks.now()[0]["final_shards"] == 2
+    first = list_receipts(storage)[0].shard
+    for name in [name for name in list_receipts(storage) if name.shard == first]:
+        Path(storage.path(f"receipts/{name}")).unlink()
+    assert looks.now()[0]["final_shards"] == 1
+
+
+def test_a_driver_that_began_since_may_have_made_receipts_anew(storage: Storage) -> None:
+    beat(storage)
+    looks = Looks(storage)
+    before = looks.now()[0]
+    shard = list_receipts(storage)[0].shard
+    for name in [name for name in list_receipts(storage) if name.shard == shard]:
+        Path(storage.path(f"receipts/{name}")).unlink()
+    write_shard(storage, shard, [video(number) for number in range(5)])
+    storage.put("progress/e.json", storage.read("progress/d.json"))
+    assert looks.now()[0]["clips"] == before["clips"] + 2

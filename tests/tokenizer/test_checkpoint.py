@@ -26,7 +26,7 @@ from tokenizer import (
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, Tensor]:
-    return load_tokenizer("demo", seed=7).state_dict()
+    return load_tokenizer("demo", "random", seed=7).state_dict()
 
 
 def write_lightning(path: Path, weights: dict[str, Tensor]) -> None:
@@ -76,7 +76,7 @@ def test_half_precision_weights_are_widened(tmp_path: Path, weights: dict[str, T
     model = load_tokenizer("demo", tmp_path / "half.ckpt")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert model.checkpoint is not None
-    assert model.checkpoint.digest != checkpoint_digest(get_config("demo"), seed=7).digest
+    assert model.checkpoint.digest != checkpoint_digest(get_config("demo"), "random", seed=7).digest
 
 
 def test_loaded_model_is_ready_for_inference(weights: dict[str, Tensor]) -> None:
@@ -120,7 +120,7 @@ def test_random_weights_follow_the_seed_alone(caplog: pytest.LogCaptureFixture) 
 
 def test_random_weights_of_demo_are_the_known_ones() -> None:
     """Would change with torch's generator or initialisation: then runs with them cannot go on."""
-    digest = checkpoint_digest(get_config("demo")).digest
+    digest = checkpoint_digest(get_config("demo"), "random").digest
     assert digest == "341532e03c3e244d87a29e23b62650f0649f2b6b62249e91e3f67fb719c27205"
 
 

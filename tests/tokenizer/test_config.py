@@ -16,6 +16,7 @@ from tokenizer import (
     UnknownName,
     get_config,
 )
+from tokenizer.config import WEIGHTS
 
 LENGTHS = [
     # name, frames, latent frames, decoded frames; v1.0 drops what its fixed padding cannot restore
@@ -99,7 +100,8 @@ def test_checkpoint_url_knows_the_folder_of_each_version() -> None:
     root = "hf://microsoft/VidTok/checkpoints/"
     assert get_config("fsq_4x8x8").checkpoint_url == f"{root}vidtok_fsq_causal_488_262144.ckpt"
     assert str(get_config("fsq_4x16x16_v1_1").checkpoint_url).startswith(f"{root}vidtok_v1_1/")
-    assert get_config("demo").checkpoint_url is None
+    assert get_config("demo").checkpoint_url == str(WEIGHTS / "demo.safetensors")
+    assert get_config("demo", checkpoint_file=None).checkpoint_url is None
 
 
 @pytest.mark.parametrize(

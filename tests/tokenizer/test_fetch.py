@@ -18,6 +18,7 @@ import torch
 from tokenizer import CheckpointUnavailable, MissingCheckpoint, WrongDigest, get_config
 from tokenizer import checkpoint_digest as digest_of
 from tokenizer import fetch as fetching
+from tokenizer.config import WEIGHTS
 from tokenizer.fetch import cache_path, fetch
 
 CONTENT = bytes(range(256)) * 4096
@@ -167,7 +168,7 @@ def test_auto_without_a_network_says_what_to_get_and_where_to_put_it(
     with socket.create_server(("127.0.0.1", 0)) as closed:
         endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
-    config = get_config("demo", checkpoint_file="x.ckpt")
+    config = get_config("fsq_4x8x8", checkpoint_file="x.ckpt")
     with pytest.raises(CheckpointUnavailable, match="no connection") as caught:
         digest_of(config, "auto")
     message = str(pickle.loads(pickle.dumps(caught.value)))
@@ -181,7 +182,13 @@ def test_auto_without_a_network_says_what_to_get_and_where_to_put_it(
 
 def test_auto_needs_a_published_file() -> None:
     with pytest.raises(MissingCheckpoint, match="'demo' needs a checkpoint: give the path"):
-        digest_of(get_config("demo"), "auto")
+        digest_of(get_config("demo", checkpoint_file=None), "auto")
+
+
+def test_auto_of_the_demo_is_the_file_that_comes_with_the_project() -> None:
+    config, file = get_config("demo"), WEIGHTS / "demo.safetensors"
+    assert digest_of(config) == digest_of(config, "auto") == digest_of(config, file)
+    assert file.stat().st_size < 12 << 20
 
 
 def test_object_stores_are_read_through_fsspec(server: Server) -> None:

@@ -56,7 +56,7 @@ def test_table_of_some(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unknown_name_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert listing.main(["fsq_4x8"]) == 2
-    assert capsys.readouterr().err.startswith("unknown tokenizer 'fsq_4x8': did you mean")
+    assert capsys.readouterr().err.startswith("error: unknown tokenizer 'fsq_4x8': did you mean")
 
 
 def test_command_needs_no_torch() -> None:
