@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 from jobs.benchmark.measure import interleave, machine, median, table, write_json
-from pipeline.command_line import count, new_file
+from pipeline.command_line import CommandLine, count, new_file
 from pipeline.decode import decode_clips
 from pipeline.demo import demo_videos
 from pipeline.errors import VideoError
