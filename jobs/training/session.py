@@ -17,6 +17,7 @@ from jobs.ranks import take_lock
 from jobs.training.album import Album
 from jobs.training.beginning import begin, make_training
 from jobs.training.checkpoints import Checkpoints, latest_checkpoint, read_state
+from jobs.training.memory import keep_freed_memory
 from jobs.training.plan import TrainingPlan
 from jobs.training.scalars import Scalars
 from jobs.training.workers import Worker
@@ -58,6 +59,8 @@ def train(
     Raises:
         RunError: the RUN, its clips or its losses do not let it go on.
     """
+    if worker.device.type == "cpu":
+        keep_freed_memory()
     plan.run.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         if worker.is_first:
