@@ -71,7 +71,7 @@ class Reader:
 
         def make(work: Work) -> dict[str, Any]:
             picks = [
-                (slot.rows, slot.rows.row(at))
+                (slot.rows, slot.rows.order[at])
                 for slot, at in zip(work.slots, work.offsets, strict=True)
             ]
             if work.pack_sizes:
@@ -92,8 +92,11 @@ class Reader:
 
     def _num_bytes(self, work: Work) -> int:
         """Of the row groups that a step is the first to need, and of its batch."""
+        if work.pack_sizes:
+            kinds = Counter([slot.kind for slot in work.slots])
+        else:
+            kinds = Counter({work.step.kind: len(work.slots)})
         clip_bytes = self.maker.tokens.token_format.clip_bytes
-        kinds = Counter(slot.kind for slot in work.slots)
         batch = sum(num * clip_bytes(self.classes[kind].shape) for kind, num in kinds.items())
         groups = (self.classes[slot.kind].groups[slot.group] for slot in work.fresh)
         return 2 * batch + sum(group.num_bytes for group in groups)
