@@ -168,12 +168,12 @@ class BatchMaker:
         # numpy would let go of the interpreter's lock for each row, and wait for it again
         target = memoryview(packed)
         for at, (one, row) in zip(range(0, packed.size, num_bytes), picks, strict=True):
-            if one.flat is None or is_compressed or one.flat.nbytes != num_bytes * len(one.blobs):
-                blob = token_format.expand(one.blobs[row], shape)  # or raises: of another size
-                target[at : at + num_bytes] = memoryview(blob)
-            else:
+            if one.row_bytes == num_bytes and not is_compressed:
                 start = row * num_bytes
                 target[at : at + num_bytes] = one.flat[start : start + num_bytes]
+            else:
+                # or raises, where it has another size
+                target[at : at + num_bytes] = token_format.expand(one.blobs[row], shape).data
         packed = packed.reshape(len(picks), num_bytes)
         if self.device is not None:
             packed = torch.from_numpy(packed).to(self.device, non_blocking=True)

@@ -1,10 +1,9 @@
 """Row groups read, and batches made of them, ahead of the training loop: bounded in bytes.
 
 No thread runs ahead by itself: whenever a batch is asked for, as many further steps are handed to
-the pool as the bound allows. Their batches are made in the pool as well, a run of steps at a time:
-to hand a step over costs as much as to make its batch, and more where threads then wait for the
-interpreter's lock. A run waits only for row groups that were handed in before it, so a pool of any
-size gets through.
+threads as the bound allows. Some load row groups, others make batches, a run of steps at a time:
+to hand each step over, and to wait for the interpreter's lock after every call of numpy because
+others want it, too, cost more than to make a batch.
 
 Where requests are dear, more steps are handed in at once, and not before half of the bound is
 free: so row groups that lie side by side are seen side by side, and one request brings them.
@@ -54,8 +53,8 @@ def ahead(
     num_bytes: Callable[[Work], int],
     *,
     limit_bytes: int,
-    threads: int,
-    makers_: int = 1,
+    loaders: int,
+    makers: int,
     split: Split | None = None,
 ) -> Iterator[tuple[Work, T]]:
     """Steps and their batches, in order.
@@ -66,15 +65,15 @@ def ahead(
         make: the batch of a step whose slots are loaded.
         num_bytes: of a step's fresh row groups and its batch.
         limit_bytes: handed in but not handed out; the next step is exempt, or there were no end.
-        threads: of the pool.
+        loaders: threads that load.
+        makers: threads that make.
         split: where requests are dear; None: each row group is a request.
 
     Raises:
         Exception: what load or make raised, where the step's batch is due.
     """
     runs: deque[_Run[T]] = deque()
-    loaders = ThreadPoolExecutor(threads, "loader")
-    makers = ThreadPoolExecutor(makers_, "maker")
+    loading, making = ThreadPoolExecutor(loaders, "loader"), ThreadPoolExecutor(makers, "maker")
     stopped = threading.Event()
     run_bytes = limit_bytes // RUNS_IN_FLIGHT
     in_flight, most, longest, below = 0, STEPS_AT_FIRST, 1, limit_bytes
@@ -112,8 +111,8 @@ def ahead(
             for steps in _cut(taken, longest, run_bytes):
                 needed = {slot for work, _ in steps for slot in work.fresh}
                 while requests and not needed.isdisjoint(requests[0]):
-                    loaders.submit(load_unless_stopped, requests.popleft())
-                made = makers.submit(make_run, [work for work, _ in steps])
+                    loading.submit(load_unless_stopped, requests.popleft())
+                made = making.submit(make_run, [work for work, _ in steps])
                 runs.append(_Run(deque(steps), made))
             if not runs:
                 return
@@ -132,8 +131,8 @@ def ahead(
             yield work, batches.popleft()
     finally:
         stopped.set()
-        makers.shutdown(cancel_futures=True)
-        loaders.shutdown()
+        making.shutdown(cancel_futures=True)
+        loading.shutdown()
 
 
 def _cut(

@@ -32,7 +32,7 @@ class Reader:
     prefetch_bytes: int
     """Read ahead, beyond the batch that is due."""
     threads: int
-    """That do it."""
+    """That load row groups; of latents, as many make batches."""
 
     def batches(
         self, layout: Layout | PackedLayout, works: Iterator[Work], *, epoch: int
@@ -86,7 +86,9 @@ class Reader:
             make,
             self._num_bytes,
             limit_bytes=self.prefetch_bytes,
-            threads=self.threads,
+            loaders=self.threads,
+            # indices take a few calls a batch: more threads would only get in each other's way
+            makers=1 if self.maker.tokens.token_format.is_discrete else self.threads,
             split=split if self.fetch.joins_requests else None,
         )
 

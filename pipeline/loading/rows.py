@@ -28,8 +28,10 @@ class Loaded:
     """Columns besides tokens: arrays ``[rows]`` of numbers, lists of all else."""
     blobs: Any
     """Packed tokens by row: uint8 ``[rows, bytes]``, or a list of uint8 ``[bytes]``."""
-    flat: memoryview | None
-    """The same side by side, uint8 ``[rows * bytes]``, where all have one size."""
+    flat: memoryview
+    """The same side by side, uint8 ``[rows * row_bytes]``; empty where they differ in size."""
+    row_bytes: int
+    """Size of each; 0 where they differ."""
     order: list[int]
     """Rows in the order of the epoch; those of a substitute that has fewer repeat."""
     is_replaced: bool
@@ -80,10 +82,14 @@ def _load(
     rows = fetch.rows(kind.groups[group], columns)
     selected = kind.rows[group]
     along = order.rows(group, _num_rows(kind, group))
+    flat, row_bytes = memoryview(b""), 0
+    if isinstance(rows.blobs, np.ndarray):
+        flat, row_bytes = rows.blobs.reshape(-1).data, rows.blobs.shape[1]
     return Loaded(
         values=_values(rows.table),
         blobs=rows.blobs,
-        flat=rows.blobs.reshape(-1).data if isinstance(rows.blobs, np.ndarray) else None,
+        flat=flat,
+        row_bytes=row_bytes,
         order=(along if selected is None else selected[along]).tolist(),
         is_replaced=False,
     )
