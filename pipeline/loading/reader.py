@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -44,6 +43,7 @@ class Reader:
             StorageError: storage did not answer.
         """
         take = self.fetch.buffers.take
+        clip_bytes = [self.maker.tokens.token_format.clip_bytes(one.shape) for one in self.classes]
 
         def group(slot: Slot) -> Group:
             return self.classes[slot.kind].groups[slot.group]
@@ -84,7 +84,7 @@ class Reader:
             works,
             load,
             make,
-            self._num_bytes,
+            lambda work: self._num_bytes(work, clip_bytes),
             limit_bytes=self.prefetch_bytes,
             loaders=self.threads,
             # indices take a few calls a batch: more threads would only get in each other's way
@@ -92,13 +92,11 @@ class Reader:
             split=split if self.fetch.joins_requests else None,
         )
 
-    def _num_bytes(self, work: Work) -> int:
+    def _num_bytes(self, work: Work, clip_bytes: Sequence[int]) -> int:
         """Of the row groups that a step is the first to need, and of its batch."""
         if work.pack_sizes:
-            kinds = Counter([slot.kind for slot in work.slots])
+            batch = sum([clip_bytes[slot.kind] for slot in work.slots])
         else:
-            kinds = Counter({work.step.kind: len(work.slots)})
-        clip_bytes = self.maker.tokens.token_format.clip_bytes
-        batch = sum(num * clip_bytes(self.classes[kind].shape) for kind, num in kinds.items())
+            batch = clip_bytes[work.step.kind] * len(work.slots)
         groups = (self.classes[slot.kind].groups[slot.group] for slot in work.fresh)
         return 2 * batch + sum(group.num_bytes for group in groups)
