@@ -34,7 +34,7 @@ from pipeline.storage import Storage
 
 PREFETCH_BYTES = 64 << 20
 THREADS = 4
-"""That read and unpack; of a worker process one."""
+"""That read row groups, of a worker process one; and of latents, that unpack: of indices one."""
 CACHE_BYTES = 64 << 30
 
 Batch = dict[str, Any]
