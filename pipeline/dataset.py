@@ -24,7 +24,7 @@ from pipeline.loading.batching import Batching
 from pipeline.loading.captions import CaptionChoice
 from pipeline.loading.fetch import Fetch, FetchOfProcess
 from pipeline.loading.packed import PackedLayout
-from pipeline.loading.passes import Layout, Share
+from pipeline.loading.passes import Layout, Share, Work
 from pipeline.loading.ranks import own_place
 from pipeline.loading.reader import Reader
 from pipeline.loading.snapshot import Filters, Snapshot, open_snapshot, token_format_of
@@ -34,7 +34,7 @@ from pipeline.storage import Storage
 
 PREFETCH_BYTES = 64 << 20
 THREADS = 4
-"""That read and unpack; of a worker process one."""
+"""That read row groups, of a worker process one; and of latents, that unpack: of indices one."""
 CACHE_BYTES = 64 << 30
 
 Batch = dict[str, Any]
@@ -338,9 +338,9 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         epoch, layout, first = self._begin()
         self._next_step = first + at if self._first_step is None else self._first_step
         numbers = range(self._next_step, len(layout.plan), num_workers)
-        for number, batch in self._made(epoch, layout, numbers):
-            self._position = epoch, layout.plan.step(number).samples_after
-            self._next_step = number + num_workers
+        for work, batch in self._made(epoch, layout, numbers):
+            self._position = epoch, work.step.samples_after
+            self._next_step = work.number + num_workers
             yield batch
         self.set_epoch(epoch + 1)
 
@@ -370,7 +370,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
 
     def _made(
         self, epoch: int, layout: Layout | PackedLayout, numbers: Iterable[int]
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> Iterator[tuple[Work, Any]]:
         """These steps and their batches."""
         if not len(layout.plan):
             return
@@ -387,7 +387,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             batch |= {"epoch": epoch, "samples": work.step.samples_after}
             if self._replaces:
                 self.num_replaced += int(batch["replaced"].sum())
-            yield work.number, batch if self._transform is None else self._transform(batch)
+            yield work, batch if self._transform is None else self._transform(batch)
 
     def _layout(self, epoch: int, samples: int) -> Layout | PackedLayout:
         offset = self._batching.offset(self._snapshot.classes, samples)

@@ -117,7 +117,7 @@ def unpack_indices(
     # "clip" never clips a byte here; it lets take write into the result without a buffer
     np.take(_QUADS, blob[:, 2 * num :], out=indices.view(np.complex128), mode="clip")
     indices = indices[:, :num]
-    np.bitwise_or(indices, np.ascontiguousarray(blob[:, : 2 * num]).view("<u2"), out=indices)
+    np.bitwise_or(indices, blob[:, : 2 * num].view("<u2"), out=indices)
     return indices.reshape(batch, *shape)
 
 

@@ -7,6 +7,7 @@ key-value metadata, so that a part can be read without anything else at hand.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -84,7 +85,7 @@ class TokenFormat:
 
     def clip_bytes(self, token_shape: Sequence[int]) -> int:
         """Bytes of one clip's ``tokens``, when expanded."""
-        return packed_bytes(self.packing, int(np.prod(self.stored_shape(token_shape))))
+        return packed_bytes(self.packing, math.prod(self.stored_shape(token_shape)))
 
     def pack(self, tokens: npt.NDArray[Any]) -> bytes:
         """int32 ``[t, h, w]``, or float32 ``[2c, t, h, w]``, to the bytes of ``tokens``.

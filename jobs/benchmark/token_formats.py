@@ -65,8 +65,8 @@ def open_parts(root: str, storage_options: dict[str, Any]) -> Callable[[int], Ba
     def batches(epoch: int) -> Batches:
         dataset.set_epoch(epoch)
         for batch in dataset:
-            real = ~batch["is_padding"]
-            yield batch["tokens"] if real.all() else batch["tokens"][real]
+            padding = batch["is_padding"]
+            yield batch["tokens"][~padding] if padding.any() else batch["tokens"]
 
     return batches
 

@@ -168,10 +168,12 @@ class BatchMaker:
         # numpy would let go of the interpreter's lock for each row, and wait for it again
         target = memoryview(packed)
         for at, (one, row) in zip(range(0, packed.size, num_bytes), picks, strict=True):
-            blob = one.blobs[row]
-            if is_compressed or len(blob) != num_bytes:
-                blob = token_format.expand(blob, shape)  # or raises, where it has another size
-            target[at : at + num_bytes] = memoryview(blob)
+            if one.row_bytes == num_bytes and not is_compressed:
+                start = row * num_bytes
+                target[at : at + num_bytes] = one.flat[start : start + num_bytes]
+            else:
+                # or raises, where it has another size
+                target[at : at + num_bytes] = token_format.expand(one.blobs[row], shape).data
         packed = packed.reshape(len(picks), num_bytes)
         if self.device is not None:
             packed = torch.from_numpy(packed).to(self.device, non_blocking=True)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 Take = Callable[[int], npt.NDArray[np.uint8]]
 """`Buffers.take`, or what gives memory like it."""
 
-KEEP_BYTES = 64 << 20
+KEEP_BYTES = 128 << 20
 """Kept for later at most; what is lent does not count."""
 
 SMALLEST_BYTES = 1 << 16

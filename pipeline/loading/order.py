@@ -82,15 +82,18 @@ class Order:
         self.num_samples = int(ends[-1]) if len(ends) else 0
         """Rows in all."""
         self.num_streams = 1 if key is None else max(1, min(num_streams, self.num_samples))
+        streams = np.arange(self.num_streams)
+        length, longer = divmod(self.num_samples, self.num_streams)
+        is_backward = streams % 2 == 1
+        self._first = streams * length + np.minimum(streams, longer)
+        self._first += is_backward * (length - 1 + (streams < longer))
+        self._direction = np.where(is_backward, -1, 1)
 
     def places(self, samples: Numbers) -> Places:
         """Where these samples lie; each in ``[0, num_samples)``."""
-        streams, along = samples % self.num_streams, samples // self.num_streams
-        length, longer = divmod(self.num_samples, self.num_streams)
-        last = length - 1 + (streams < longer)
-        along = np.where(streams % 2, last - along, along)
-        at = streams * length + np.minimum(streams, longer) + along
-        nth = np.searchsorted(self._starts, at, side="right") - 1
+        along, streams = np.divmod(samples, self.num_streams)
+        at = self._first[streams] + self._direction[streams] * along
+        nth = self._starts.searchsorted(at, side="right") - 1
         return Places(streams=streams, groups=self._groups[nth], offsets=at - self._starts[nth])
 
     def rows(self, group: int, count: int) -> Numbers:

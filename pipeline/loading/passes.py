@@ -98,21 +98,21 @@ class Layout:
 
     def works(self, numbers: Iterable[int], share: Share) -> Iterator[Work]:
         """The steps that a process makes, by their rising numbers."""
-        held: dict[tuple[int, int], Slot] = {}
+        held_of_kinds: list[dict[int, Slot]] = [{} for _ in self.orders]
         for number in numbers:
             step = self.plan.step(number)
-            order = self.orders[step.kind]
+            order, held = self.orders[step.kind], held_of_kinds[step.kind]
             samples = step.of_rank(share.rank, share.world_size)
             places = order.places(samples % order.num_samples)
             slots, fresh = [], []
             for stream, group in zip(places.streams.tolist(), places.groups.tolist(), strict=True):
-                slot = held.get((step.kind, stream))
+                slot = held.get(stream)
                 if slot is None or slot.group != group:
-                    slot = _of_neighbour(held, step.kind, stream, group)
+                    slot = _of_neighbour(held, stream, group)
                     if slot is None:
                         slot = Slot(kind=step.kind, group=group)
                         fresh.append(slot)
-                    held[step.kind, stream] = slot
+                    held[stream] = slot
                 slots.append(slot)
             yield Work(
                 number=number,
@@ -125,12 +125,10 @@ class Layout:
             )
 
 
-def _of_neighbour(
-    held: Mapping[tuple[int, int], Slot], kind: int, stream: int, group: int
-) -> Slot | None:
+def _of_neighbour(held: Mapping[int, Slot], stream: int, group: int) -> Slot | None:
     """A row group that a border of streams cuts, where the stream beside this one holds it."""
     for beside in (stream - 1, stream + 1):
-        slot = held.get((kind, beside))
+        slot = held.get(beside)
         if slot is not None and slot.group == group:
             return slot
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ class Reader:
     prefetch_bytes: int
     """Read ahead, beyond the batch that is due."""
     threads: int
-    """That do it."""
+    """That load row groups; of latents, as many make batches."""
 
     def batches(
         self, layout: Layout | PackedLayout, works: Iterator[Work], *, epoch: int
@@ -44,6 +43,7 @@ class Reader:
             StorageError: storage did not answer.
         """
         take = self.fetch.buffers.take
+        clip_bytes = [self.maker.tokens.token_format.clip_bytes(one.shape) for one in self.classes]
 
         def group(slot: Slot) -> Group:
             return self.classes[slot.kind].groups[slot.group]
@@ -71,7 +71,7 @@ class Reader:
 
         def make(work: Work) -> dict[str, Any]:
             picks = [
-                (slot.rows, slot.rows.row(at))
+                (slot.rows, slot.rows.order[at])
                 for slot, at in zip(work.slots, work.offsets, strict=True)
             ]
             if work.pack_sizes:
@@ -84,16 +84,19 @@ class Reader:
             works,
             load,
             make,
-            self._num_bytes,
+            lambda work: self._num_bytes(work, clip_bytes),
             limit_bytes=self.prefetch_bytes,
-            threads=self.threads,
+            loaders=self.threads,
+            # indices take a few calls a batch: more threads would only get in each other's way
+            makers=1 if self.maker.tokens.token_format.is_discrete else self.threads,
             split=split if self.fetch.joins_requests else None,
         )
 
-    def _num_bytes(self, work: Work) -> int:
+    def _num_bytes(self, work: Work, clip_bytes: Sequence[int]) -> int:
         """Of the row groups that a step is the first to need, and of its batch."""
-        clip_bytes = self.maker.tokens.token_format.clip_bytes
-        kinds = Counter(slot.kind for slot in work.slots)
-        batch = sum(num * clip_bytes(self.classes[kind].shape) for kind, num in kinds.items())
+        if work.pack_sizes:
+            batch = sum([clip_bytes[slot.kind] for slot in work.slots])
+        else:
+            batch = clip_bytes[work.step.kind] * len(work.slots)
         groups = (self.classes[slot.kind].groups[slot.group] for slot in work.fresh)
         return 2 * batch + sum(group.num_bytes for group in groups)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,14 @@ class Loaded:
     """Columns besides tokens: arrays ``[rows]`` of numbers, lists of all else."""
     blobs: Any
     """Packed tokens by row: uint8 ``[rows, bytes]``, or a list of uint8 ``[bytes]``."""
+    flat: memoryview
+    """The same side by side, uint8 ``[rows * row_bytes]``; empty where they differ in size."""
+    row_bytes: int
+    """Size of each; 0 where they differ."""
     order: list[int]
-    """Rows in the order of the epoch."""
+    """Rows in the order of the epoch; those of a substitute that has fewer repeat."""
     is_replaced: bool
     """Whether it stands in for a corrupt one."""
-
-    def row(self, offset: int) -> int:
-        """The row at a place of the order; a substitute may have fewer, then they repeat."""
-        return self.order[offset % len(self.order)]
 
 
 def load_group(
@@ -53,7 +54,7 @@ def load_group(
         StorageError: storage did not answer; never a reason to replace.
     """
     try:
-        return _load(fetch, kind, order, group, columns, is_replaced=False)
+        return _load(fetch, kind, order, group, columns)
     except CorruptPart as error:
         if not replace:
             raise
@@ -63,9 +64,11 @@ def load_group(
         if other == group:
             continue
         try:
-            return _load(fetch, kind, order, other, columns, is_replaced=True)
+            found = _load(fetch, kind, order, other, columns)
         except CorruptPart:
             continue
+        along = np.resize(found.order, _num_rows(kind, group)).tolist()
+        return replace_fields(found, order=along, is_replaced=True)
     raise CorruptPart(f"{corrupt}; no healthy row group of its shape was found to replace it")
 
 
@@ -75,19 +78,27 @@ def _load(
     order: Order,
     group: int,
     columns: Sequence[str],
-    *,
-    is_replaced: bool,
 ) -> Loaded:
     rows = fetch.rows(kind.groups[group], columns)
     selected = kind.rows[group]
-    count = kind.groups[group].rows if selected is None else len(selected)
-    along = order.rows(group, count)
+    along = order.rows(group, _num_rows(kind, group))
+    flat, row_bytes = memoryview(b""), 0
+    if isinstance(rows.blobs, np.ndarray):
+        flat, row_bytes = rows.blobs.reshape(-1).data, rows.blobs.shape[1]
     return Loaded(
         values=_values(rows.table),
         blobs=rows.blobs,
+        flat=flat,
+        row_bytes=row_bytes,
         order=(along if selected is None else selected[along]).tolist(),
-        is_replaced=is_replaced,
+        is_replaced=False,
     )
+
+
+def _num_rows(kind: ShapeClass, group: int) -> int:
+    """Of a row group, that are selected."""
+    selected = kind.rows[group]
+    return kind.groups[group].rows if selected is None else len(selected)
 
 
 def _values(table: pa.Table) -> dict[str, Any]:

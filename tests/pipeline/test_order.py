@@ -121,3 +121,22 @@ def test_streams_are_as_many_as_memory_and_row_groups_allow(
     num_groups: int, group_bytes: int, expected: int
 ) -> None:
     assert count_streams(num_groups, group_bytes) == expected
+
+
+@pytest.mark.parametrize("num_streams", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("num_samples", [8, 9, 23, 64])
+def test_streams_are_equal_pieces_of_a_line_and_every_second_one_runs_backwards(
+    num_samples: int, num_streams: int
+) -> None:
+    layout = Order([1] * num_samples, num_streams=num_streams, key=11)
+    line = permutation(num_samples, 11).tolist()
+    length, longer = divmod(num_samples, num_streams)
+    expected = []
+    for stream in range(num_streams):
+        start = stream * length + min(stream, longer)
+        piece = line[start : start + length + (stream < longer)]
+        expected.append(piece[::-1] if stream % 2 else piece)
+    places = layout.places(np.arange(num_samples))
+    assert places.groups.tolist() == [
+        expected[sample % num_streams][sample // num_streams] for sample in range(num_samples)
+    ]
