@@ -113,9 +113,7 @@ def main() -> None:
     print(f'reading back with TokenDataset("{output}", batch_size=4, drop_last=False)')
     read_back(output)
     print(f"tokens: {output}    shards: {SHARDS}    one video is damaged on purpose: quarantined")
-    print(
-        "The demo tokenizer has random weights so far: its tokens show the way, not the pictures."
-    )
+    print(f"look at the pictures: {output}/report/index.html (source above, tokens decoded below)")
 
 
 def _python_m(arguments: list[str]) -> int:

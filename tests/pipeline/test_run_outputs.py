@@ -11,7 +11,7 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.run import execute
-from pipeline.status import look
+from pipeline.status import Looks
 from pipeline.storage import Storage
 from pipeline.verify import main as verify
 from tests.pipeline import runs
@@ -87,7 +87,7 @@ def test_every_output_equals_a_run_of_its_own(shards: str, alone: Path, tmp_path
     assert together(shards, tmp_path) == 0
     check(tmp_path, alone)
     for name in ENTRIES:
-        facts, beats = look(Storage(str(tmp_path / name)))
+        facts, beats = Looks(Storage(str(tmp_path / name))).now()
         assert facts["finished"]
         assert beats[0]["counters"]["clips"] == facts["clips"]
         assert beats[0]["counters"]["decoder_seconds"] > 0
