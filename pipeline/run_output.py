@@ -139,8 +139,10 @@ def describe_plan(output: RunOutput, plan: Plan) -> list[str]:
     if run.retry is not None:
         lines.append(describe_retry(run.retry, plan))
     lines += [f"not there: {name}: {reason}" for name, reason in plan.missing.items()]
-    choice = f"changed_inputs={run.changed_inputs.name}"
-    lines += [f"changed since it was tokenised: {name} ({choice})" for name in plan.changed]
+    policy = run.changed_inputs.name
+    lines += [
+        f"changed since it was tokenised: {name} (changed_inputs={policy})" for name in plan.changed
+    ]
     return lines
 
 

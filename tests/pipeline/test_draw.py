@@ -24,8 +24,15 @@ def test_the_draw_is_of_the_smallest_hashes_and_another_seed_draws_others(tmp_pa
     assert drawn(5) != drawn(5, seed=1)
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "many"])
-def test_a_sample_is_a_whole_number(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("0", "must be above 0"), ("-1", "must be above 0"), ("many", "a number is needed")],
+)
+def test_a_sample_is_a_whole_number(
+    text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["out", "--deep", "--sample", text])
-    assert "a whole number above 0 is needed" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"--sample: {message}, got" in said
+    assert len(said.splitlines()) == 1
