@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from pipeline import compose
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.suggest import nearest
 
 SHORT_KEYS = {
     "resolution": "sampling.resolution",
@@ -127,10 +128,12 @@ def _key(key: Any) -> str:
     section, _, rest = text.partition(".")
     if rest and section in OWN_SECTIONS:
         return text
-    shared = f"; {section} is of the whole run" if rest else ""
+    hint = f"; {section} is of the whole run" if rest else ""
+    if meant := nearest(text, ("name", "tokenizer", *SHORT_KEYS)):
+        hint = f" (did you mean {meant}?)"
     raise ConfigError(
-        f"no key {text!r} in an output{shared}; it takes name, tokenizer, "
-        f"{', '.join(SHORT_KEYS)}, and keys of {', '.join(f'{one}.*' for one in OWN_SECTIONS)}"
+        f"no key {text!r} in an output{hint}; it takes name, tokenizer, {', '.join(SHORT_KEYS)}, "
+        f"and keys of {', '.join(f'{one}.*' for one in OWN_SECTIONS)}"
     )
 
 

@@ -69,7 +69,10 @@ def test_an_entry_takes_the_place_of_an_experiments_tokenizer() -> None:
         ("[demo]", r"outputs\[0\]: an entry like \{tokenizer: fsq_4x8x8\} is needed, got 'demo'"),
         ("[{resolution: 64}]", r"outputs\[0\]: no tokenizer chosen"),
         ("[{tokenizer: nope}]", r"outputs\[0\]: .*nope"),
-        ("[{tokenizer: demo, fsp: [3]}]", r"outputs\[0\]: no key 'fsp' in an output; it takes"),
+        (
+            "[{tokenizer: demo, fsp: [3]}]",
+            r"\[0\]: no key 'fsp' in an output \(did you mean fps",
+        ),
         ("[{tokenizer: demo, limits.pixels: 1}]", r"limits is of the whole run"),
         ("[{tokenizer: demo}, {tokenizer: demo, fps: [0]}]", r"outputs\[1\]: .*sampling.fps"),
         ("[{tokenizer: demo, name: ../x}]", r"outputs\[0\]: name must be letters"),
