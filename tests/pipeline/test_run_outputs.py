@@ -186,10 +186,15 @@ def test_a_dry_run_says_what_each_output_would_get(
 
 
 @pytest.mark.slow
-def test_on_ray_every_output_equals_a_run_of_its_own(
+def test_killed_on_ray_every_output_equals_a_run_of_its_own(
     shards: str, alone: Path, tmp_path: Path
 ) -> None:
-    command = runs.arguments(shards, tmp_path / "out", *COMMIT, OUTPUTS, "cluster=local")
+    out = tmp_path / "out"
+    command = runs.arguments(shards, out, *COMMIT, OUTPUTS, "cluster=local")
     started = runs.start(*command, cwd=tmp_path)
-    assert started.process.wait(300) == 0, started.process.communicate()[1]
-    check(tmp_path / "out", alone)
+    runs.wait_for_receipts(started, out / "rates")
+    started.kill()
+    assert not started.leftovers()
+    again = runs.run(*command, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    check(out, alone)
