@@ -134,11 +134,6 @@ class DecodePool:
         """Children whose ring is full: the callers are slower than the decoders."""
         return sum(child.job is not None and child.is_waiting for child in tuple(self._children))
 
-    @property
-    def num_queued(self) -> int:
-        """Videos that no child has begun."""
-        return len(self._submitted) + len(self._retries)
-
     def resize(self, num_children: int) -> None:
         """Have another number of children: missing ones start at once, idle ones are retired.
 
