@@ -76,11 +76,7 @@ def _left(planned: Sequence[ShardTask], books: Books, tried: set[str]) -> list[S
 
 def _count_all(plans: Sequence[Plan], planned: Sequence[ShardTask], tally: Tally) -> None:
     """What one rank gave up, another one may have finished."""
-    final = {
-        shard.name
-        for shard in plans[0].shards
-        if all(plan.ledger.state(shard.name).is_final for plan in plans)
-    }
+    final = set.intersection(*(plan.final_shards() for plan in plans))
     for task in planned:
         if not task.is_retry and task.shard.name in final:
             tally.failed.pop(task.shard.name, None)

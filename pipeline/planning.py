@@ -36,6 +36,11 @@ class Plan:
     """What is committed in OUT, also of shards that this run does not name."""
     tasks: list[ShardTask]
 
+    def final_shards(self) -> set[str]:
+        """Names of its shards that are final by now."""
+        names = (shard.name for shard in self.shards)
+        return {name for name in names if self.ledger.state(name).is_final}
+
     @property
     def amending(self) -> list[ShardTask]:
         """Tasks that try quarantined videos again."""
@@ -154,10 +159,7 @@ def joint_tally(plans: Sequence[Plan]) -> Tally:
     todo = {task.shard.name for task in tasks_of(plans)}
     return Tally(
         num_shards=len(plans[0].shards),
-        done_shards=sum(
-            shard.name not in todo and all(plan.ledger.state(shard.name).is_final for plan in plans)
-            for shard in plans[0].shards
-        ),
+        done_shards=len(set.intersection(*(plan.final_shards() for plan in plans)) - todo),
         failed={name: why for tally in tallies for name, why in tally.failed.items()},
         to_cover=max(tally.to_cover for tally in tallies),
         before=joint([tally.before for tally in tallies]),

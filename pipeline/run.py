@@ -62,7 +62,7 @@ def main() -> None:
 def run_composed(config: DictConfig) -> None:
     """Run one composed configuration; the exit code says whether everything is final and whole."""
     logging.getLogger("botocore").setLevel(logging.WARNING)
-    # print_plan says it once, in a sentence of its own
+    # describe_plan says it once, in a sentence of its own
     logging.getLogger("tokenizer.checkpoint").setLevel(logging.ERROR)
     try:
         code = execute(*runs_of(config, sys.argv[1:]))
@@ -120,9 +120,9 @@ def execute(run: RunConfig, *beside: RunConfig) -> int:
             write_card(plan.storage, plan.ledger, license_name=run.dataset.license)
     codes = []
     for number, (output, plan) in enumerate(zip(outputs, plans, strict=True)):
-        if run.output.report and (rank is None or rank.number == 0):
+        if output.run.output.report and (rank is None or rank.number == 0):
             report(plan.storage, run.dataset.storage_options)
-        own = tally.of_output(number, plan.ledger.states)
+        own = tally.of_output(number, plan.final_shards())
         codes.append(conclude(plan, own, has_images=output.has_images))
     return max(codes)
 

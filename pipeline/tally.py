@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.attempts import WorkerReport, combined
 from pipeline.history import History
-from pipeline.ledger import ShardState
 from pipeline.reader import shown
 from pipeline.receipts import Receipt
 
@@ -100,16 +99,15 @@ class Tally:
             own = combined(one.outputs[number] for one in reports if one.outputs)
             output.counters = own | shared
 
-    def of_output(self, number: int, states: Mapping[str, ShardState]) -> Tally:
+    def of_output(self, number: int, final: Collection[str]) -> Tally:
         """The numbers of one output, for its summary.
 
         Args:
             number: of the output.
-            states: of its shards.
+            final: names of its shards that are.
         """
         if not self.outputs:
             return self
-        final = {name for name, state in states.items() if state.is_final}
         own = self.outputs[number]
         return replace(
             self,
