@@ -267,7 +267,7 @@ class DecodePool:
         """All that a child has said; at most a ring of clips and a verdict, if it is honest."""
         try:
             for _ in range(2 * MAX_SLOTS):
-                self._handle(child, receive(child.connection, wait=False))
+                self._handle(child, next_message(child))
                 if child not in self._children:
                     return
         except BlockingIOError:
@@ -382,3 +382,14 @@ class DecodePool:
         self._peak_rss_bytes = max(self._peak_rss_bytes, child.peak_rss_bytes())
         child.kill()
         self._children.remove(child)
+
+
+def next_message(child: ChildProcess) -> Message:
+    """What the child said next, also when it has died with something of ours unread.
+
+    The kernel then tells of the reset first, once; what was said before comes behind it.
+    """
+    try:
+        return receive(child.connection, wait=False)
+    except ConnectionResetError:
+        return receive(child.connection, wait=False)
