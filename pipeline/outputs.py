@@ -52,7 +52,7 @@ def runs_of(config: DictConfig, arguments: Sequence[str]) -> list[RunConfig]:
     if not isinstance(entries, list) or not 1 <= len(entries) <= MOST:
         raise ConfigError(
             f"outputs must be a list of 1 to {MOST} entries like "
-            "[{tokenizer: fsq_4x8x8, fps: [3,8]}, {tokenizer: kl_4x8x8_z4}], "
+            "[{tokenizer: fsq_4x8x8, fps: [3,8]}, {tokenizer: kl_4x8x8_4chn}], "
             f"got {config.outputs!r}"
         )
     overrides, config_dir = compose.overrides_of(arguments)

@@ -7,6 +7,7 @@ What waits where is bounded: encoded video in bytes, frames by the decoders' rin
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -28,6 +29,8 @@ from pipeline.segments import OpenVideo, ShardTask
 from pipeline.selection import Selection
 from pipeline.storage import Storage
 from pipeline.worker_spec import WorkerSpec
+
+logger = logging.getLogger(__name__)
 
 Writer = SegmentWriter | AmendmentWriter
 
@@ -273,6 +276,8 @@ def _finish(writers: Sequence[Writer], end_offset: int, cut: str | None) -> None
         try:
             writer.finish(end_offset, cut)
         except PipelineError as error:
+            if failures:  # only the first one is raised
+                logger.warning("output %d, too: %s", writer.task.output, error)
             failures.append(error)
     if failures:
         raise failures[0]
