@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,14 @@ def _uncached(out: Path | str) -> dict[str, Any]:
 
 
 # ---- commands ----
+
+
+def exit_status(main: Callable[[list[str]], int], *arguments: str) -> int:
+    """How a command ends that is called here, whether it returns or leaves."""
+    try:
+        return main([*arguments])
+    except SystemExit as stopped:
+        return int(str(stopped.code))
 
 
 @dataclass(slots=True)

@@ -25,6 +25,7 @@ from pipeline.live import pace, panel, stages
 from pipeline.status import main
 from pipeline.storage import Storage
 from pipeline.tally import LAST_QUARANTINED, Tally
+from tests.pipeline import runs
 from tests.pipeline.fakes import make_out
 from tests.pipeline.receipts import receipt
 
@@ -181,11 +182,7 @@ def test_watch_on_a_terminal_shows_the_table(tmp_path: Path) -> None:
 def test_a_wrong_watch_is_one_line(
     arguments: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    try:
-        code = main([str(tmp_path), *arguments])
-    except SystemExit as stopped:
-        code = int(str(stopped.code))
-    assert code == 2
+    assert runs.exit_status(main, str(tmp_path), *arguments) == 2
     assert said in capsys.readouterr().err
 
 

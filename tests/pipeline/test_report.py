@@ -19,6 +19,7 @@ from pipeline.reporting.charts import area, histogram, nice_ceiling
 from pipeline.reporting.ledger_facts import collect, throughput
 from pipeline.reporting.pictures import address, index_colours, jpeg, latent_colours
 from pipeline.storage import Storage
+from tests.pipeline import runs
 from tests.pipeline.fakes import make_out
 from tests.pipeline.receipts import ledger_of, receipt
 from tests.pipeline.runs import run_inline, video
@@ -166,11 +167,7 @@ def test_the_command_writes_the_page_anew_and_says_where(
 def test_a_mistake_is_one_line_without_a_traceback(
     arguments: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    try:
-        code = main([str(tmp_path), *arguments])
-    except SystemExit as stopped:
-        code = int(str(stopped.code))
-    assert code == 2
+    assert runs.exit_status(main, str(tmp_path), *arguments) == 2
     assert said in capsys.readouterr().err
 
 
