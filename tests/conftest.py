@@ -1,4 +1,4 @@
-"""What holds for every test: generators put back, two torch threads, GPU tests only with a GPU."""
+"""What holds for every test: seeded generators, two torch threads, GPU tests only with a GPU."""
 
 from __future__ import annotations
 
@@ -26,9 +26,12 @@ def _ctrl_c_is_heard() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _random_state_put_back() -> Iterator[None]:
-    """A test may seed, draw or set torch up without changing what the next one sees."""
+def _seeded_and_put_back() -> Iterator[None]:
+    """What a test draws is the same in every run; what it sets up, the next one does not see."""
     python, numpy_, torch_ = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     yield
     torch.set_num_threads(threads)
