@@ -3,7 +3,8 @@
 #
 #   export RAY_AUTH_TOKEN_PATH=~/.ray/auth_token       # the cluster's own token
 #   jobs/recipes/ray_job_submit.sh http://HEAD:8265 \
-#       +dataset=webvid +tokenizer=fsq_4x8x8 output.root=s3://bucket/tokens
+#       +dataset=webvid 'dataset.shards=s3://bucket/webvid/*.tar' +tokenizer=fsq_4x8x8 \
+#       tokenizer.checkpoint=auto output.root=s3://bucket/tokens
 #
 # Cost:     the driver holds no core and no GPU; its workers hold what cluster.* says, to the end.
 # Time:     seconds until the driver starts; then the run's. The demo, twice, on two cores: 25 s.

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # One run on this machine, with all its GPUs (or cores); begun again when something kills it.
 #
-#   jobs/recipes/single_node.sh +dataset=webvid +tokenizer=fsq_4x8x8 output.root=/data/tokens
+#   jobs/recipes/single_node.sh +dataset=webvid 'dataset.shards=/data/webvid/*.tar' \
+#       +tokenizer=fsq_4x8x8 tokenizer.checkpoint=auto output.root=/data/tokens
 #   ATTEMPTS=10 jobs/recipes/single_node.sh …      # 3 unless said otherwise
 #
 # Cost:     this machine's.

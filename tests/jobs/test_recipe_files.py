@@ -26,9 +26,11 @@ def _yaml(name: str) -> dict[str, Any]:
 
 
 def _plan_of(command: list[str]) -> str:
-    """What the pipeline would do for a recipe's command line, on data that is here."""
+    """What the pipeline would do for a recipe's command line, on data and weights that are here."""
+    assert "tokenizer.checkpoint=auto" in command
+    here = ["+dataset=demo", "tokenizer.checkpoint=random", "dry_run=true", "cluster=inline"]
     done = subprocess.run(
-        [sys.executable, *command, "+dataset=demo", "dry_run=true", "cluster=inline"],
+        [sys.executable, *command, *here],
         cwd=PROJECT,
         capture_output=True,
         text=True,
@@ -51,6 +53,14 @@ def test_every_recipe_says_what_it_costs_prints_and_what_was_tried(path: Path) -
 @pytest.mark.parametrize("path", sorted(set(RECIPES.iterdir()) - {RECIPES / "README.md"}))
 def test_every_recipe_stands_in_the_table(path: Path) -> None:
     assert f"`{path.name}`" in (RECIPES / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", sorted(set(RECIPES.iterdir()) - {RECIPES / "README.md"}))
+def test_every_command_says_which_videos_and_which_weights(path: Path) -> None:
+    """What has no default: a cluster that is paid for must not end at it."""
+    text = path.read_text()
+    assert text.count("tokenizer.checkpoint=") == text.count("+tokenizer=")
+    assert text.count("dataset.shards=") == text.count("+dataset=")
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.sh")))
@@ -147,7 +157,7 @@ def test_the_pipeline_understands_the_command_of_a_ray_job(job: dict[str, Any]) 
     assert words[:5] == ["python", *"-m pipeline.run cluster=ray cluster.address=auto".split()]
     placeholders = ("cluster=", "+dataset=", "dataset.shards=", "output.root=", "encoder.device=")
     kept = [word for word in words[1:] if not word.startswith(placeholders)]
-    assert "4 shards" in _plan_of([*kept, "tokenizer.checkpoint=random"])
+    assert "4 shards" in _plan_of(kept)
 
 
 # ---- AWS ----
@@ -167,6 +177,11 @@ def test_on_aws_workers_are_spot_machines_and_the_head_is_not(aws: dict[str, Any
     head = types[aws["head_node_type"]]
     assert "InstanceMarketOptions" not in head["node_config"]
     assert head["resources"] == {"CPU": 0}
+    # Ray's own profile for a head may not pass a role on, nor look an image up
+    assert "IamInstanceProfile" in head["node_config"]
+    text = (RECIPES / "ray_aws_spot.yaml").read_text()
+    assert "iam:PassRole" in text
+    assert "ssm:GetParameters" in text
     (workers,) = [kind for name, kind in types.items() if name != aws["head_node_type"]]
     assert workers["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert 1 <= workers["min_workers"] <= workers["max_workers"] == aws["max_workers"]

@@ -36,9 +36,9 @@ if "--head" in sys.argv:
 time.sleep(60)
 """
 DRIVER = """#!/usr/bin/env bash
+trap 'sleep 0.5; echo committed >> "$LOG"; exit 1' TERM
 echo "python $* | $RAY_AUTH_TOKEN" >> "$LOG"
 [[ $DRIVES == long ]] || exit "$DRIVES"
-trap 'sleep 0.5; echo committed >> "$LOG"; exit 1' TERM
 sleep 60 & wait
 """
 
@@ -126,11 +126,29 @@ def test_a_slurm_job_at_its_limit_lets_the_driver_commit_and_queues_itself_again
 ) -> None:
     job = SlurmJob(tmp_path, DRIVES="long")
     job.wait_for("python")
-    time.sleep(0.3)  # until the stand-in has its trap
-    job.process.send_signal(signal.SIGTERM)
+    assert "#SBATCH --signal=B:USR1@600\n" in SLURM.read_text()
+    job.process.send_signal(signal.SIGUSR1)
     code, lines = job.end()
     assert code == 1
     assert lines.index("committed") < lines.index(f"scontrol requeue {job.port - 20000}")
+
+
+def test_a_cancelled_slurm_job_lets_the_driver_commit_and_does_not_come_back(
+    tmp_path: Path,
+) -> None:
+    job = SlurmJob(tmp_path, DRIVES="long")
+    job.wait_for("python")
+    job.process.send_signal(signal.SIGTERM)
+    code, lines = job.end()
+    assert code == 1
+    assert "committed" in lines
+    assert not any("requeue" in line for line in lines)
+
+
+def test_a_slurm_job_takes_whole_nodes_as_ray_counts_all_their_cores() -> None:
+    text = SLURM.read_text()
+    assert "#SBATCH --exclusive\n" in text
+    assert "#SBATCH --mem=0\n" in text
 
 
 def test_a_slurm_job_that_ends_before_its_head_answers_starts_no_driver(tmp_path: Path) -> None:
