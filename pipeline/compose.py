@@ -5,12 +5,13 @@ Cross-field rules that need more than one section are checked here, before anyth
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_module
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -22,6 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.compose_errors import one_line
 from pipeline.config import ChangedInputs, ClusterKind, DatasetKind, RunConfig
 from pipeline.errors import ConfigError
 from pipeline.resolve import clip_plan, shard_patterns
@@ -34,9 +36,16 @@ CHOSEN_GROUPS = {"dataset": "dataset.name", "tokenizer": "tokenizer.name"}
 TEXT_KEYS = ("dataset.shards", "dataset.path", "output.root", "tokenizer.checkpoint")
 """Keys whose values are paths or patterns."""
 
-_CHOSEN_TWICE = re.compile(
-    r"(\w+) appears more than once in the final defaults list|Multiple values for (\w+)\."
-)
+
+class _HydraOptions(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, not a page."""
+        raise ConfigError(f"{message}; see --help")
+
+
+def hydra_options() -> argparse.ArgumentParser:
+    """Hydra's parser of a command line; raises ConfigError where its own prints a page."""
+    return _HydraOptions(add_help=False, parents=[get_args_parser()])
 
 
 def register_schema() -> None:
@@ -84,7 +93,7 @@ def check_command(
     Raises:
         ConfigError: an unknown group, option or key, a bad value, or nothing chosen.
     """
-    known, unknown = get_args_parser().parse_known_args(list(arguments))
+    known, unknown = hydra_options().parse_known_args(list(arguments))
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]}; see --help")
     if known.help or known.hydra_help or known.info or known.multirun:
@@ -111,7 +120,7 @@ def jobs_of(arguments: Sequence[str], primary: str, out_key: str) -> list[list[s
         ConfigError: something swept cannot be read or composed.
     """
     # Keys may stand on either side of the flag; what is unknown is left for check_command.
-    known, unknown = get_args_parser().parse_known_intermixed_args(list(arguments))
+    known, unknown = hydra_options().parse_known_intermixed_args(list(arguments))
     if not known.multirun or known.help or known.hydra_help or known.info:
         return [list(arguments)]
     try:
@@ -246,35 +255,9 @@ def options_of(group: str) -> list[str]:
     )
 
 
-def one_line(error: BaseException) -> str:
-    """The message of a Hydra or OmegaConf error, causes included, on one line."""
-    texts: list[str] = []
-    link: BaseException | None = error
-    while link is not None:
-        text = re.split(r"See https://|\nSet the environment|\nConfig search path", str(link))[0]
-        lines = [line.strip() for line in text.splitlines()]
-        text = " ".join(
-            line
-            for line in lines
-            if line
-            and not re.match(
-                r"(full_key|object_type|reference_type|To append to your config)", line
-            )
-        )
-        if "is not in struct" in text:  # only of free-form options: those have no other keys
-            text += " (a new key needs a plus: +output.storage_options.KEY=VALUE)"
-        if twice := _CHOSEN_TWICE.search(text):
-            name = twice[1] or twice[2]
-            text = f"{name} is chosen twice; to change the first choice, no plus: {name}=NAME"
-        if text and not any(text in other for other in texts):
-            texts.append(text)
-        link = link.__cause__
-    return ": ".join(texts)
-
-
 def overrides_of(arguments: Sequence[str]) -> tuple[list[str], str | None]:
     """The overrides of a command line, and its ``--config-dir``."""
-    known, _ = get_args_parser().parse_known_args(list(arguments))
+    known, _ = hydra_options().parse_known_args(list(arguments))
     return list(known.overrides), known.config_dir
 
 
