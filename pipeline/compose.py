@@ -68,12 +68,16 @@ def quote_paths(arguments: Sequence[str], own_keys: Sequence[str] = ()) -> list[
     for argument in arguments:
         match = re.match(rf"^(\+{{0,2}}(?:{keys}))=(.*)$", argument)
         if match and match[2] and match[2][0] not in "[\"'" and match[2] not in ("null", "???"):
-            # between quotes a backslash stands for itself, unless a quote follows
-            value = re.sub(r'(\\*)"', r'\1\1\\"', match[2])
-            value += "\\" * (len(value) - len(value.rstrip("\\")))
-            argument = f'{match[1]}="{value}"'
+            argument = f"{match[1]}={_quoted(match[2])}"
         quoted.append(argument)
     return quoted
+
+
+def _quoted(text: str) -> str:
+    # between quotes a backslash stands for itself, unless a quote follows
+    value = re.sub(r'(\\*)"', r'\1\1\\"', text)
+    value += "\\" * (len(value) - len(value.rstrip("\\")))
+    return f'"{value}"'
 
 
 def check_command(
@@ -216,7 +220,7 @@ def compose_overrides(
         raise ConfigError("+experiment is for python -m pipeline.run and pipeline.plan")
     if config_dir:
         raise_if_missing(config_dir)
-        overrides = [*overrides, f"hydra.searchpath=[file://{config_dir}]"]
+        overrides = [*overrides, f"hydra.searchpath=[{_quoted(f'file://{config_dir}')}]"]
     GlobalHydra.instance().clear()  # a command that Hydra runs composes its outputs
     try:
         with initialize_config_module("conf", version_base="1.3"):

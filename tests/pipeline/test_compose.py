@@ -177,14 +177,16 @@ def test_a_value_on_the_command_line_beats_the_file() -> None:
     assert (run.dataset.name, run.tokenizer.ch, run.sampling.resolution) == ("mine", 8, 32)
 
 
+@pytest.mark.parametrize("name", ["conf", "a,b (1)", "it's [\"x\"]\\"])
 def test_a_users_own_data_set_needs_no_change_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my_conf/dataset").mkdir(parents=True)
     (tmp_path / "my_conf/dataset/mine.yaml").write_text("name: mine\nshards: /a.tar\n")
+    (tmp_path / "my_conf").rename(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     compose.register_schema()
-    for directory in ("my_conf", str(tmp_path / "my_conf")):
+    for directory in (name, str(tmp_path / name)):
         compose.check_command(["--config-dir", directory, "+dataset=mine", "+tokenizer=demo"])
 
 
