@@ -7,6 +7,10 @@ import re
 _CHOSEN_TWICE = re.compile(
     r"(\w+) appears more than once in the final defaults list|Multiple values for (\w+)\."
 )
+_NO_LIST = re.compile(
+    r"Error merging override \+*(?P<key>[^=]+)=(?P<value>.*): "
+    r"Invalid value assigned: \w+ is not a ListConfig"
+)
 
 
 def one_line(error: BaseException) -> str:
@@ -32,4 +36,8 @@ def one_line(error: BaseException) -> str:
         if text and not any(text in other for other in texts):
             texts.append(text)
         link = link.__cause__
-    return ": ".join(texts)
+    line = ": ".join(texts)
+    if found := _NO_LIST.match(line):
+        key, value = found["key"], found["value"]
+        return f"{key}={value}: a list is needed: {key}=[{value}]"
+    return line

@@ -51,7 +51,11 @@ MISTAKES = [
     ([*DEMO, "sampling.fsp=[3]"], "Key 'fsp' not in 'SamplingConfig'"),
     ([*DEMO, "+sampling.fsp=[3]"], "'SamplingConfig' object has no attribute 'fsp'; all keys"),
     ([*DEMO, "samplng.fps=[3]"], "Key 'samplng' not in 'RunConfig'"),
-    ([*DEMO, "sampling.fps=3"], "sampling.fps=3"),
+    ([*DEMO, "sampling.fps=3"], "error: sampling.fps=3: a list is needed: sampling.fps=[3]"),
+    (
+        [*DEMO, "tokenizer.quantizer.levels='8 8'"],
+        "error: tokenizer.quantizer.levels='8 8': a list is needed: tokenizer.quantizer.levels=['8",
+    ),
     ([*DEMO, "sampling.fps=[0]"], "sampling.fps must be a list of rates in (0, 1000], got [0.0]"),
     ([*DEMO, "sampling.fps=[8,8]"], "sampling.fps names a rate twice: [8.0, 8.0]"),
     ([*DEMO, "sampling.fps=[8"], "'[8'"),
@@ -177,7 +181,7 @@ def test_a_value_on_the_command_line_beats_the_file() -> None:
     assert (run.dataset.name, run.tokenizer.ch, run.sampling.resolution) == ("mine", 8, 32)
 
 
-@pytest.mark.parametrize("name", ["conf", "a,b (1)", "it's [\"x\"]\\"])
+@pytest.mark.parametrize("name", ["conf", "a,b (1)", 'it\'s ["x"]\\'])
 def test_a_users_own_data_set_needs_no_change_here(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
