@@ -121,7 +121,7 @@ def jobs_of(arguments: Sequence[str], primary: str, out_key: str) -> list[list[s
         out_key: which key says where results go.
 
     Raises:
-        ConfigError: something swept cannot be read or composed.
+        ConfigError: something swept cannot be read or composed, or would be written nowhere.
     """
     # Keys may stand on either side of the flag; what is unknown is left for check_command.
     known, unknown = hydra_options().parse_known_intermixed_args(list(arguments))
@@ -138,7 +138,10 @@ def jobs_of(arguments: Sequence[str], primary: str, out_key: str) -> list[list[s
         GlobalHydra.instance().clear()
     swept = [item.get_key_element() for item in parsed if item.is_sweep_override()]
     configs = [compose_overrides(job, known.config_dir, primary) for job in jobs]
-    places = own_places([str(OmegaConf.select(config, out_key)) for config in configs], jobs, swept)
+    roots = [str(OmegaConf.select(config, out_key)) for config in configs]
+    for root in roots:
+        check_root(root)
+    places = own_places(roots, jobs, swept)
     flags = ["--config-dir", known.config_dir] if known.config_dir else []
     flags += ["--cfg", known.cfg] if known.cfg else []
     return [
@@ -313,12 +316,13 @@ def to_run_config(config: DictConfig) -> RunConfig:
 
 
 def check_places(run: RunConfig) -> None:
-    """Whether it is said where the videos and the cluster are.
+    """Whether it is said where the videos, OUT and the cluster are.
 
     Raises:
         ConfigError: it is not.
     """
     dataset = run.dataset
+    check_root(run.output.root)
     if dataset.kind is DatasetKind.tar and not shard_patterns(run):
         variable = " or the environment variable WEBVID_SHARDS" if dataset.name == "webvid" else ""
         raise ConfigError(
@@ -330,6 +334,16 @@ def check_places(run: RunConfig) -> None:
     if run.cluster.kind is ClusterKind.ray and not run.cluster.address:
         raise ConfigError("cluster=ray needs cluster.address=HOST:PORT, or auto")
     check_ranks(run)
+
+
+def check_root(root: str) -> None:
+    """Whether OUT has a name: without one it would be the current folder.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if not root.strip():
+        raise ConfigError("output.root is empty: give a path or URL")
 
 
 def check_ranks(run: RunConfig) -> None:
