@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.evaluation.config import EvaluationConfig
 from jobs.training.config import TrainConfig
 from pipeline import config_docs
+from pipeline.command_line import carry_out
 
 FILE = Path(__file__).parent / "CONFIG.md"
 SCHEMAS: dict[str, type] = {
@@ -23,4 +23,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    carry_out(main)

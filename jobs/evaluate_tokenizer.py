@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from jobs.evaluation import compose
 from jobs.evaluation.config import EvaluationConfig
+from pipeline.command_line import carry_out
 from pipeline.compose import jobs_of, run_each
 from pipeline.errors import ConfigError, PipelineError
 from tokenizer import TokenizerError
@@ -216,4 +217,4 @@ class Progress:
 
 
 if __name__ == "__main__":
-    main()
+    carry_out(main)

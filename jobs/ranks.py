@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -45,17 +46,22 @@ def _spawn(work: Work, options: argparse.Namespace, address: str) -> int:
         )
         for rank in range(options.processes)
     ]
+    # A terminal's Ctrl-C goes to the children, too: they inherit that it is left to this process.
+    answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
     for child in children:
         child.start()
-    while waiting := [child.sentinel for child in children if child.is_alive()]:
-        wait(waiting)
-        failed = [abs(child.exitcode) for child in children if child.exitcode]
-        if failed:
-            for child in children:
-                child.terminate()
-                child.join()
-            return failed[0]
-    return 0
+    signal.signal(signal.SIGINT, answer)
+    try:
+        while waiting := [child.sentinel for child in children if child.is_alive()]:
+            wait(waiting)
+            failed = [abs(child.exitcode) for child in children if child.exitcode]
+            if failed:
+                return failed[0]
+        return 0
+    finally:
+        for child in children:
+            child.terminate()
+            child.join()
 
 
 def _child(work: Work, rank: int, options: argparse.Namespace, address: str, parent: int) -> None:

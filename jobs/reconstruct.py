@@ -23,7 +23,7 @@ from torch import Tensor
 
 from jobs.tokenised_clips import TokenisedClip, find_clip, model_of, plugin_frames
 from jobs.video_files import Picture, VideoReader, VideoWriter
-from pipeline.command_line import CommandLine, count, size
+from pipeline.command_line import CommandLine, carry_out, count, size
 from pipeline.errors import PipelineError
 from tokenizer import TokenizerError, VideoTokenizer, load_tokenizer
 from tokenizer.config import Version
@@ -266,4 +266,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    carry_out(main)

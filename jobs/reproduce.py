@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from jobs.evaluation.compose import composed
-from pipeline.command_line import CommandLine, count
+from pipeline.command_line import CommandLine, carry_out, count
 from pipeline.errors import ConfigError, PipelineError
 from tokenizer import PublishedMetrics, TokenizerError, get_config, list_tokenizers
 
@@ -37,11 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         published = published_row(options.tokenizer)
         return _compare(configuration(options), published)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
     except (PipelineError, TokenizerError) as error:
         print(f"error: {error}", file=sys.stderr)
-    return 2
+        return 2
 
 
 def published_row(name: str) -> PublishedMetrics:
@@ -160,4 +158,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    carry_out(main, interrupted="interrupted; the same command continues")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from jobs.loss_curve import Curve
 from jobs.ranks import run_ranks, take_lock
 from jobs.token_transformer import TokenTransformer
-from pipeline.command_line import CommandLine, count, not_negative, positive
+from pipeline.command_line import CommandLine, carry_out, count, not_negative, positive
 from pipeline.dataset import TokenDataset
 from pipeline.errors import RunError
 from pipeline.loading.fetch import Fetch
@@ -217,4 +216,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    carry_out(main, interrupted="interrupted; the same command continues at the last checkpoint")

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from jobs.training import compose
 from jobs.training.config import TrainConfig
+from pipeline.command_line import carry_out
 from pipeline.config import ClusterKind
 from pipeline.errors import Interrupted, PipelineError
 from tokenizer import TokenizerError
@@ -97,4 +98,4 @@ def execute(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    carry_out(main)

@@ -6,6 +6,8 @@ import argparse
 import json
 import math
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,6 +42,19 @@ class CommandLine(argparse.ArgumentParser):
         }
         typed = (word.split("=", 1)[0] for word in message.split() if word.startswith("--"))
         return next((name for word in typed if (name := nearest(word, known))), None)
+
+
+def carry_out(main: Callable[[], int | None], *, interrupted: str = "interrupted") -> NoReturn:
+    """End the process with the status of a command; Ctrl-C is one line and status 1.
+
+    Args:
+        main: reads ``sys.argv``; None is status 0.
+        interrupted: the line, where there is more to say.
+    """
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(interrupted)
 
 
 def finite(text: str) -> float:

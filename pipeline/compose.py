@@ -5,12 +5,13 @@ Cross-field rules that need more than one section are checked here, before anyth
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_module
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -22,6 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.compose_errors import one_line
 from pipeline.config import ChangedInputs, ClusterKind, DatasetKind, RunConfig
 from pipeline.errors import ConfigError
 from pipeline.resolve import clip_plan, shard_patterns
@@ -34,9 +36,16 @@ CHOSEN_GROUPS = {"dataset": "dataset.name", "tokenizer": "tokenizer.name"}
 TEXT_KEYS = ("dataset.shards", "dataset.path", "output.root", "tokenizer.checkpoint")
 """Keys whose values are paths or patterns."""
 
-_CHOSEN_TWICE = re.compile(
-    r"(\w+) appears more than once in the final defaults list|Multiple values for (\w+)\."
-)
+
+class _HydraOptions(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, not a page."""
+        raise ConfigError(f"{message}; see --help")
+
+
+def hydra_options() -> argparse.ArgumentParser:
+    """Hydra's parser of a command line; raises ConfigError where its own prints a page."""
+    return _HydraOptions(add_help=False, parents=[get_args_parser()])
 
 
 def register_schema() -> None:
@@ -59,12 +68,16 @@ def quote_paths(arguments: Sequence[str], own_keys: Sequence[str] = ()) -> list[
     for argument in arguments:
         match = re.match(rf"^(\+{{0,2}}(?:{keys}))=(.*)$", argument)
         if match and match[2] and match[2][0] not in "[\"'" and match[2] not in ("null", "???"):
-            # between quotes a backslash stands for itself, unless a quote follows
-            value = re.sub(r'(\\*)"', r'\1\1\\"', match[2])
-            value += "\\" * (len(value) - len(value.rstrip("\\")))
-            argument = f'{match[1]}="{value}"'
+            argument = f"{match[1]}={_quoted(match[2])}"
         quoted.append(argument)
     return quoted
+
+
+def _quoted(text: str) -> str:
+    # between quotes a backslash stands for itself, unless a quote follows
+    value = re.sub(r'(\\*)"', r'\1\1\\"', text)
+    value += "\\" * (len(value) - len(value.rstrip("\\")))
+    return f'"{value}"'
 
 
 def check_command(
@@ -84,7 +97,7 @@ def check_command(
     Raises:
         ConfigError: an unknown group, option or key, a bad value, or nothing chosen.
     """
-    known, unknown = get_args_parser().parse_known_args(list(arguments))
+    known, unknown = hydra_options().parse_known_args(list(arguments))
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]}; see --help")
     if known.help or known.hydra_help or known.info or known.multirun:
@@ -108,10 +121,10 @@ def jobs_of(arguments: Sequence[str], primary: str, out_key: str) -> list[list[s
         out_key: which key says where results go.
 
     Raises:
-        ConfigError: something swept cannot be read or composed.
+        ConfigError: something swept cannot be read or composed, or would be written nowhere.
     """
     # Keys may stand on either side of the flag; what is unknown is left for check_command.
-    known, unknown = get_args_parser().parse_known_intermixed_args(list(arguments))
+    known, unknown = hydra_options().parse_known_intermixed_args(list(arguments))
     if not known.multirun or known.help or known.hydra_help or known.info:
         return [list(arguments)]
     try:
@@ -125,7 +138,10 @@ def jobs_of(arguments: Sequence[str], primary: str, out_key: str) -> list[list[s
         GlobalHydra.instance().clear()
     swept = [item.get_key_element() for item in parsed if item.is_sweep_override()]
     configs = [compose_overrides(job, known.config_dir, primary) for job in jobs]
-    places = own_places([str(OmegaConf.select(config, out_key)) for config in configs], jobs, swept)
+    roots = [str(OmegaConf.select(config, out_key)) for config in configs]
+    for root in roots:
+        check_root(root)
+    places = own_places(roots, jobs, swept)
     flags = ["--config-dir", known.config_dir] if known.config_dir else []
     flags += ["--cfg", known.cfg] if known.cfg else []
     return [
@@ -207,7 +223,7 @@ def compose_overrides(
         raise ConfigError("+experiment is for python -m pipeline.run and pipeline.plan")
     if config_dir:
         raise_if_missing(config_dir)
-        overrides = [*overrides, f"hydra.searchpath=[file://{config_dir}]"]
+        overrides = [*overrides, f"hydra.searchpath=[{_quoted(f'file://{config_dir}')}]"]
     GlobalHydra.instance().clear()  # a command that Hydra runs composes its outputs
     try:
         with initialize_config_module("conf", version_base="1.3"):
@@ -246,35 +262,9 @@ def options_of(group: str) -> list[str]:
     )
 
 
-def one_line(error: BaseException) -> str:
-    """The message of a Hydra or OmegaConf error, causes included, on one line."""
-    texts: list[str] = []
-    link: BaseException | None = error
-    while link is not None:
-        text = re.split(r"See https://|\nSet the environment|\nConfig search path", str(link))[0]
-        lines = [line.strip() for line in text.splitlines()]
-        text = " ".join(
-            line
-            for line in lines
-            if line
-            and not re.match(
-                r"(full_key|object_type|reference_type|To append to your config)", line
-            )
-        )
-        if "is not in struct" in text:  # only of free-form options: those have no other keys
-            text += " (a new key needs a plus: +output.storage_options.KEY=VALUE)"
-        if twice := _CHOSEN_TWICE.search(text):
-            name = twice[1] or twice[2]
-            text = f"{name} is chosen twice; to change the first choice, no plus: {name}=NAME"
-        if text and not any(text in other for other in texts):
-            texts.append(text)
-        link = link.__cause__
-    return ": ".join(texts)
-
-
 def overrides_of(arguments: Sequence[str]) -> tuple[list[str], str | None]:
     """The overrides of a command line, and its ``--config-dir``."""
-    known, _ = get_args_parser().parse_known_args(list(arguments))
+    known, _ = hydra_options().parse_known_args(list(arguments))
     return list(known.overrides), known.config_dir
 
 
@@ -326,12 +316,13 @@ def to_run_config(config: DictConfig) -> RunConfig:
 
 
 def check_places(run: RunConfig) -> None:
-    """Whether it is said where the videos and the cluster are.
+    """Whether it is said where the videos, OUT and the cluster are.
 
     Raises:
         ConfigError: it is not.
     """
     dataset = run.dataset
+    check_root(run.output.root)
     if dataset.kind is DatasetKind.tar and not shard_patterns(run):
         variable = " or the environment variable WEBVID_SHARDS" if dataset.name == "webvid" else ""
         raise ConfigError(
@@ -343,6 +334,16 @@ def check_places(run: RunConfig) -> None:
     if run.cluster.kind is ClusterKind.ray and not run.cluster.address:
         raise ConfigError("cluster=ray needs cluster.address=HOST:PORT, or auto")
     check_ranks(run)
+
+
+def check_root(root: str) -> None:
+    """Whether OUT has a name: without one it would be the current folder.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if not root.strip():
+        raise ConfigError("output.root is empty: give a path or URL")
 
 
 def check_ranks(run: RunConfig) -> None:

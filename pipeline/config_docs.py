@@ -19,7 +19,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from pipeline.command_line import CommandLine
+from pipeline.command_line import CommandLine, carry_out
 from pipeline.suggest import nearest_key
 
 HERE = Path(__file__).parent
@@ -283,4 +283,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    carry_out(main)

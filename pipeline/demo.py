@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.command_line import CommandLine
+from pipeline.command_line import CommandLine, carry_out
 
 CLIPS = Path(__file__).parent / "demo_clips"
 """Videos, captions and licences; its README lists them."""
@@ -133,4 +133,4 @@ def _hydra_quoted(text: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    carry_out(main, interrupted="interrupted; the same command continues")

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any
 
-from pipeline.command_line import CommandLine, json_object, new_file
+from pipeline.command_line import CommandLine, carry_out, json_object, new_file
 from pipeline.errors import PipelineError, RunError
 from pipeline.fingerprint import differences
 from pipeline.receipts import ReceiptName, list_receipts
@@ -71,9 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.json.write_text(json.dumps(report.facts(), indent=1) + "\n")
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: not everything was compared", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: --json {options.json}: {error.strerror}", file=sys.stderr)
@@ -251,4 +248,4 @@ def _named(what: str, named: Named) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    carry_out(main, interrupted="interrupted: not everything was compared")

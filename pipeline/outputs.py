@@ -82,6 +82,7 @@ def _run_of(entry: Any, overrides: Sequence[str], config_dir: str | None) -> Run
     lines += ["outputs=null", *(f"{_key(key)}={spelled(value)}" for key, value in own.items())]
     config = compose.compose_overrides(lines, config_dir)
     compose.require_groups(config)
+    compose.check_root(config.output.root)
     if "root" not in own:
         usual = f"outputs/{config.dataset.name}/{config.tokenizer.name}"
         root = config.output.root

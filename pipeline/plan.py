@@ -18,7 +18,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.command_line import CommandLine, count, new_file, not_negative, positive
+from pipeline.command_line import (
+    CommandLine,
+    carry_out,
+    count,
+    new_file,
+    not_negative,
+    positive,
+)
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.prediction import DataSet, Estimate, Machine, Prediction, Rules, predict
 
@@ -66,9 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         facts = predict_run(options)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 1
     except (PipelineError, TokenizerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -302,4 +306,4 @@ def _range(estimate: Estimate, unit: str = "") -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    carry_out(main, interrupted="interrupted; nothing was written")

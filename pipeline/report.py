@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from pipeline.command_line import CommandLine, json_object, positive, whole
+from pipeline.command_line import CommandLine, carry_out, json_object, positive, whole
 from pipeline.errors import PipelineError, RunError
 from pipeline.heartbeat import read_heartbeats
 from pipeline.ledger import Ledger
@@ -289,4 +289,4 @@ def _head(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    carry_out(main)

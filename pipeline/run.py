@@ -22,6 +22,7 @@ from pipeline.array import work_as_rank
 from pipeline.attempts import Workers
 from pipeline.canary import make_reference
 from pipeline.card import write_card
+from pipeline.command_line import carry_out
 from pipeline.config import ClusterKind, DatasetKind, RunConfig
 from pipeline.dry_run import describe_dry_run
 from pipeline.errors import Interrupted, PipelineError
@@ -249,4 +250,4 @@ def conclude(plan: Plan, tally: Tally, *, has_images: bool = False) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    carry_out(main)

@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pipeline.balance import bottleneck
-from pipeline.command_line import CommandLine, json_object, new_file, positive
+from pipeline.command_line import CommandLine, carry_out, json_object, new_file, positive
 from pipeline.errors import PipelineError, RunError
 from pipeline.heartbeat import read_heartbeats, running
 from pipeline.ledger import Ledger
@@ -254,4 +254,4 @@ def describe(root: str, facts: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    carry_out(main)

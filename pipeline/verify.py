@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.command_line import CommandLine, count, json_object
+from pipeline.command_line import CommandLine, carry_out, count, json_object
 from pipeline.errors import PipelineError, RunError, StorageError
 from pipeline.heartbeat import read_heartbeats, running
 from pipeline.ledger import ShardState
@@ -115,9 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return verify_deeply(storage, record, options)
     except PipelineError as error:
         print(f"problem: {error}")
-    except KeyboardInterrupt:
-        print("interrupted: not everything was looked at", file=sys.stderr)
-    return 1
+        return 1
 
 
 def verify_deeply(storage: Storage, record: Mapping[str, Any], options: argparse.Namespace) -> int:
@@ -356,4 +354,4 @@ def _storage_now(storage: Storage) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    carry_out(main, interrupted="interrupted: not everything was looked at")

@@ -127,5 +127,13 @@ def test_every_command_has_a_row() -> None:
     assert len(NAMES) == len(set(NAMES))
 
 
+def test_every_command_answers_ctrl_c_in_one_line() -> None:
+    for name in set(NAMES) - {"tokenizer.list"}:  # which knows nothing of the pipeline
+        place = ROOT / name.replace(".", "/")
+        file = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
+        _, start = file.read_text(encoding="utf-8").split('if __name__ == "__main__":\n')
+        assert re.match(r"    carry_out\(\s*main", start), name
+
+
 def test_each_answer_is_one_error_line() -> None:
     assert all(row.prints.startswith("error: ") and row.status in (1, 2) for row in ROWS)

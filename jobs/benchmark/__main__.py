@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from pipeline.command_line import MISTAKE, CommandLine
+from pipeline.command_line import MISTAKE, CommandLine, carry_out
 from pipeline.errors import PipelineError
 from tokenizer import TokenizerError
 
@@ -56,4 +56,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    carry_out(main)

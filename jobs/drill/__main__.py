@@ -25,7 +25,7 @@ from jobs.drill.faults import Injector
 from jobs.drill.run import Run
 from jobs.drill.schedule import Planned, schedule
 from jobs.drill.timeline import Timeline, markdown, text
-from pipeline.command_line import CommandLine, new_file, positive
+from pipeline.command_line import CommandLine, carry_out, new_file, positive
 
 LOOK_SECONDS = 0.5
 EXPELLED = "computes wrongly"
@@ -44,8 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problems = drill(options.minutes, options.seed, folder, timeline)
     except KeyboardInterrupt:
         shutil.rmtree(folder, ignore_errors=True)
-        print("interrupted; everything that was started has been ended", file=sys.stderr)
-        return 130
+        raise
     except BaseException:
         print(f"logs: {folder}", file=sys.stderr)
         raise
@@ -191,4 +190,4 @@ def conclude(options: argparse.Namespace, timeline: Timeline, problems: list[str
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    carry_out(main, interrupted="interrupted; everything that was started has been ended")

@@ -11,6 +11,7 @@ import pipeline.compose
 from jobs.evaluation.config import EvaluationConfig
 from pipeline.compose import (
     check_places,
+    check_root,
     compose_overrides,
     quote_paths,
     require_groups,
@@ -61,6 +62,7 @@ def to_evaluation(config: DictConfig) -> EvaluationConfig:
     evaluation = to_dataclasses(config)
     assert isinstance(evaluation, EvaluationConfig)
     check_places(as_run(evaluation))
+    check_root(evaluation.output.root)
     _check_model(evaluation)
     return evaluation
 

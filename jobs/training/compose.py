@@ -56,7 +56,7 @@ def to_train_config(config: DictConfig) -> TrainConfig:
         ConfigError: a value that cannot work, or no RUN.
     """
     require_groups(config, CHOSEN_GROUPS)
-    if OmegaConf.is_missing(config.train, "run"):
+    if OmegaConf.is_missing(config.train, "run") or not config.train.run.strip():
         raise ConfigError("no run folder; add train.run=RUN, for example train.run=runs/one")
     train = to_dataclasses(config)
     assert isinstance(train, TrainConfig)

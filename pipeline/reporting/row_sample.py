@@ -34,7 +34,7 @@ class TokenClip:
     row: dict[str, Any]
     """Its columns, but for the tokens."""
     tokens: npt.NDArray[Any]
-    """int32 ``[t, h, w]``, or float32 ``[2c, t, h, w]``."""
+    """int32 ``[t, h, w]``, or float32 ``[2c, t, h, w]``, ``[c, t, h, w]`` of means alone."""
 
 
 @dataclass(slots=True)

@@ -133,7 +133,7 @@ def _token_map(clip: TokenClip, sample: RowSample) -> str:
     if sample.token_format.is_discrete:
         pictures = index_colours(clip.tokens[:frames])
     else:
-        means = clip.tokens[: len(clip.tokens) // 2]
+        means = clip.tokens[: sample.token_format.channels]
         pictures = latent_colours(means[:, :frames])
     image = address(png(in_a_row(pictures, gap=1, colour=128)))
     shape = " x ".join(map(str, clip.row["token_shape"]))

@@ -281,6 +281,7 @@ MISTAKES = [
     (["+dataset=demo", "+tokenizer=demo", "evaluate.resolution=100"], "does not suit tokenizer"),
     (["+dataset=demo", "+tokenizer=fsq_4x8x8_noncausal", "evaluate.mode=whole"], "not causal"),
     (["+dataset=tars", "+tokenizer=demo"], "dataset tars has no shards"),
+    (["+dataset=demo", "+tokenizer=demo", "output.root="], "output.root is empty"),
 ]
 
 

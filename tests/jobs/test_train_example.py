@@ -42,11 +42,12 @@ def tokens(root: Path, *, shape: tuple[int, ...] = SHAPE, clips: int = 41) -> st
     return storage.root
 
 
-def start(out: str, run: Path) -> subprocess.Popen[str]:
+def start(out: str, run: Path, *, of_its_own: bool = False) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "jobs.train_example", out, str(run), *SMALL]
     return subprocess.Popen(
         [*command, "--processes", "2", "--checkpoint-every", "3"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=of_its_own,
     )  # fmt: skip
 
 
@@ -80,6 +81,20 @@ def test_two_ranks_killed_amid_an_epoch_end_with_the_curve_of_a_quiet_run(tmp_pa
     output = finish(start(out, run))
     assert "continuing behind step" in output
     assert curve.read_bytes() == quiet
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_both_ranks_with_one_line(tmp_path: Path) -> None:
+    curve = tmp_path / "run/curve.jsonl"
+    process = start(tokens(tmp_path), tmp_path / "run", of_its_own=True)
+    while not curve.exists() or curve.read_bytes().count(b"\n") < 4:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 1, output
+    line = "interrupted; the same command continues at the last checkpoint"
+    assert [one for one in output.splitlines() if not one.startswith("step ")] == [line]
 
 
 def test_a_curve_keeps_the_steps_of_the_checkpoint_and_cuts_the_rest(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ MISTAKES = [
     ([], "no dataset chosen; add +dataset=NAME, one of: demo, folder, "),
     (CHOSEN[:2], "no stage chosen; add +stage=NAME, one of: long, one, two"),
     (CHOSEN, "no run folder; add train.run=RUN"),
+    ([*CHOSEN, "train.run="], "no run folder; add train.run=RUN"),
     ([*CHOSEN, "train.run=r", "train.step=3"], "did you mean train.steps?"),
     ([*CHOSEN, "train.run=r", "train.resolution=64"], "did you mean sampling.resolution?"),
     ([*CHOSEN, "train.run=r", "train.steps=0"], "train.steps must be at least 1, got 0"),

@@ -120,6 +120,29 @@ class Swapped(Palette):
         return super().decode(tokens).flip(-1)
 
 
+class Brightness:
+    """Latents without a log-variance, as many channels as asked for."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.channels = int(setting.options["channels"])
+        self.spec = TokenSpec(
+            name=setting.name,
+            stride=(1, 8, 8),
+            clip_frames=4,
+            resolution=32,
+            channels=self.channels,
+        )
+
+    def weights(self) -> CheckpointInfo:
+        return CheckpointInfo(source="brightness", digest="1" * 64)
+
+    def load(self, device: str) -> None:
+        pass
+
+    def encode(self, frames: Tensor) -> Tensor:
+        return frames.float()[:, :, ::8, ::8, : self.channels].permute(0, 4, 1, 2, 3) / 255
+
+
 class NotANumber:
     """Latents that are sometimes none."""
 

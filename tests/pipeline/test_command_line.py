@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 
 from pipeline.command_line import (
     CommandLine,
+    carry_out,
     count,
     file_there,
     finite,
@@ -78,6 +82,32 @@ def test_a_file_in_a_folder_that_is_there_may_be_written(tmp_path: Path) -> None
     assert new_file(str(tmp_path / "figures.json")) == tmp_path / "figures.json"
     (tmp_path / "there").touch()
     assert file_there(str(tmp_path / "there")) == tmp_path / "there"
+
+
+def test_ctrl_c_is_one_line_and_status_1() -> None:
+    code = (
+        "import time\n"
+        "from pipeline.command_line import carry_out\n"
+        "def main():\n"
+        "    print('begun', flush=True)\n"
+        "    time.sleep(100)\n"
+        "carry_out(main, interrupted='interrupted; what is there stays')\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=60)
+    assert (process.returncode, printed, said) == (1, "", "interrupted; what is there stays\n")
+
+
+@pytest.mark.parametrize(("ends_with", "status"), [(None, 0), (0, 0), (2, 2)])
+def test_a_command_ends_with_the_status_of_its_main(ends_with: int | None, status: int) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        carry_out(lambda: ends_with)
+    assert (stopped.value.code or 0) == status
 
 
 def command() -> CommandLine:

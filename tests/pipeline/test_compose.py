@@ -51,7 +51,11 @@ MISTAKES = [
     ([*DEMO, "sampling.fsp=[3]"], "Key 'fsp' not in 'SamplingConfig'"),
     ([*DEMO, "+sampling.fsp=[3]"], "'SamplingConfig' object has no attribute 'fsp'; all keys"),
     ([*DEMO, "samplng.fps=[3]"], "Key 'samplng' not in 'RunConfig'"),
-    ([*DEMO, "sampling.fps=3"], "sampling.fps=3"),
+    ([*DEMO, "sampling.fps=3"], "error: sampling.fps=3: a list is needed: sampling.fps=[3]"),
+    (
+        [*DEMO, "tokenizer.quantizer.levels='8 8'"],
+        "error: tokenizer.quantizer.levels='8 8': a list is needed: tokenizer.quantizer.levels=['8",
+    ),
     ([*DEMO, "sampling.fps=[0]"], "sampling.fps must be a list of rates in (0, 1000], got [0.0]"),
     ([*DEMO, "sampling.fps=[8,8]"], "sampling.fps names a rate twice: [8.0, 8.0]"),
     ([*DEMO, "sampling.fps=[8"], "'[8'"),
@@ -69,8 +73,14 @@ MISTAKES = [
     ([*DEMO, "output.row_group_bytes=0"], "output.row_group_bytes must be at least 1, got 0"),
     ([*DEMO, "output.compression=planes"], "output.compression=planes is for continuous"),
     ([*DEMO, "limits.range_bytes=0"], "limits.range_bytes must be above 0, got 0"),
+    ([*DEMO, "output.root="], "error: output.root is empty: give a path or URL"),
+    ([*DEMO, "output.root=' '"], "error: output.root is empty: give a path or URL"),
+    ([*DEMO, "--multirun", "sampling.fps=[3],[8]", "output.root="], "error: output.root is empty"),
     ([*DEMO, "--frobnicate"], "unknown option --frobnicate; see --help"),
     ([*DEMO, "frobnicate"], "frobnicate"),
+    ([*DEMO, "--cfg", "foo"], "argument --cfg/-c: invalid choice: 'foo' (choose from 'job'"),
+    ([*DEMO, "--cfg"], "argument --cfg/-c: expected one argument; see --help"),
+    ([*DEMO, "--config-dir"], "argument --config-dir/-cd: expected one argument; see --help"),
     (["+dataset=webvid", "+tokenizer=demo"], "environment variable WEBVID_SHARDS"),
     (["+dataset=tars", "+tokenizer=demo"], "dataset tars has no shards: give dataset.shards="),
     (["+dataset=tars", "dataset.shards=[1,2]", "+tokenizer=demo"], "got [1, 2]"),
@@ -174,14 +184,16 @@ def test_a_value_on_the_command_line_beats_the_file() -> None:
     assert (run.dataset.name, run.tokenizer.ch, run.sampling.resolution) == ("mine", 8, 32)
 
 
+@pytest.mark.parametrize("name", ["conf", "a,b (1)", 'it\'s ["x"]\\'])
 def test_a_users_own_data_set_needs_no_change_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my_conf/dataset").mkdir(parents=True)
     (tmp_path / "my_conf/dataset/mine.yaml").write_text("name: mine\nshards: /a.tar\n")
+    (tmp_path / "my_conf").rename(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     compose.register_schema()
-    for directory in ("my_conf", str(tmp_path / "my_conf")):
+    for directory in (name, str(tmp_path / name)):
         compose.check_command(["--config-dir", directory, "+dataset=mine", "+tokenizer=demo"])
 
 

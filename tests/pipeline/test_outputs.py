@@ -67,6 +67,10 @@ def test_an_entry_takes_the_place_of_an_experiments_tokenizer() -> None:
         ("3", r"outputs must be a list of 1 to 16 entries like"),
         ("[]", r"outputs must be a list of 1 to 16 entries like"),
         ("[demo]", r"outputs\[0\]: an entry like \{tokenizer: fsq_4x8x8\} is needed, got 'demo'"),
+        (
+            "[{tokenizer: demo, root: ''}]",
+            r"^outputs\[0\]: output\.root is empty: give a path",
+        ),
         ("[{resolution: 64}]", r"outputs\[0\]: no tokenizer chosen"),
         ("[{tokenizer: nope}]", r"outputs\[0\]: .*nope"),
         (
@@ -83,3 +87,8 @@ def test_an_entry_takes_the_place_of_an_experiments_tokenizer() -> None:
 def test_what_cannot_work_is_said_with_the_output_it_is_about(outputs: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         configs(*BASE, f"outputs={outputs}")
+
+
+def test_an_empty_root_of_all_outputs_is_not_the_root_of_the_disk() -> None:
+    with pytest.raises(ConfigError, match=r"output\.root is empty"):
+        configs(*BASE, "output.root=", "outputs=[{tokenizer: demo}]")

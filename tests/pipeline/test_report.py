@@ -221,6 +221,24 @@ def test_png_and_jpeg_hold_the_picture() -> None:
     assert np.abs(pixels(address(jpeg(smooth))).astype(int) - smooth).max() <= 6
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_latents_without_a_log_variance_are_shown_with_all_channels(
+    channels: int, tmp_path: Path
+) -> None:
+    code = runs.execute_here(
+        *("+dataset=tars", f"dataset.shards={runs.write_shards(tmp_path, 1, 1)}"),
+        *("+tokenizer=plugin", "tokenizer.name=bright", "cluster=inline", "sampling.resolution=32"),
+        *("tokenizer.plugin=tests.pipeline.foreign:Brightness", f"output.root={tmp_path / 'out'}"),
+        *(f"tokenizer.options={{channels:{channels}}}", "output.report=true", "encoder.threads=1"),
+    )
+    assert code == 0
+    page = Page((tmp_path / "out/report/index.html").read_text())
+    maps = [pixels(place) for name, place in page.pictures if name.startswith("tokens of ")]
+    assert maps
+    has_colour = any((one[..., 0] != one[..., 2]).any() for one in maps)
+    assert has_colour == (channels == 3)
+
+
 def test_an_empty_picture_is_refused() -> None:
     with pytest.raises(ValueError, match=r"must be \[H, W, 3\] and not empty, got \[0, 4, 3\]"):
         png(np.zeros((0, 4, 3), np.uint8))
