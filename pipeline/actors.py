@@ -66,6 +66,7 @@ class EncoderActor:
     def __init__(self, spec: WorkerSpec) -> None:
         """Nothing is loaded yet: what goes wrong with that is told by ``start``, as it is."""
         self._spec = spec
+        self._worker: Worker | None = None
         logging.basicConfig(
             stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
         )
@@ -84,10 +85,11 @@ class EncoderActor:
 
     def run_shard(self, task: ShardTask) -> list[Receipt]:
         """``Worker.run_shard``."""
+        worker = self._started()
         try:
-            return self._worker.run_shard(task)
+            return worker.run_shard(task)
         except WorkerLost:
-            if self._worker.is_broken:
+            if worker.is_broken:
                 # The thread's error is in the log. Only a new process is sure to be whole again
                 # (a GPU context may not be), and Ray starts one.
                 os._exit(1)
@@ -95,14 +97,24 @@ class EncoderActor:
 
     def ask(self, attempt: str, wish: Wish) -> None:
         """``Worker.ask``."""
-        self._worker.ask(attempt, wish)
+        self._started().ask(attempt, wish)
 
     def report(self) -> WorkerReport:
         """``Worker.report``; Prometheus is told the same."""
-        report = self._worker.report()
+        report = self._started().report()
         self._published.show(report.counters)
         return report
 
     def close(self) -> None:
         """``Worker.close``."""
-        self._worker.close()
+        if self._worker is not None:
+            self._worker.close()
+
+    def _started(self) -> Worker:
+        """The worker. A process that Ray has started in place of a dead one has none yet.
+
+        Its driver asks the one that died, as it has not heard of the death: dying is what tells it.
+        """
+        if self._worker is None:
+            os._exit(1)
+        return self._worker

@@ -11,14 +11,15 @@ from __future__ import annotations
 import bisect
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.committer import Committer, Span
+from pipeline.errors import VideoError
 from pipeline.ledger import read_chain
 from pipeline.reader import Sample
 from pipeline.receipts import NEVER_RETRIED, Receipt, read_receipt, receipt_name
-from pipeline.segments import OpenVideo, ShardTask
+from pipeline.segments import CommitRules, OpenVideo, ShardTask
 from pipeline.storage import Storage
 
 
@@ -26,12 +27,14 @@ class AmendmentWriter:
     """Adds to the committed segments of one shard. Used by one thread."""
 
     seconds_to_commit = math.inf
+    """Videos that wait for others hold nothing yet: time is looked at when one is done."""
 
     def __init__(
         self,
         task: ShardTask,
         committer: Committer,
         storage: Storage,
+        rules: CommitRules,
         on_commit: Callable[[Receipt], None] = lambda receipt: None,
     ) -> None:
         """Read what is committed of the shard.
@@ -40,10 +43,14 @@ class AmendmentWriter:
             RunError: receipts that cannot be trusted.
         """
         self._committer, self._storage, self._on_commit = committer, storage, on_commit
+        self._rules = rules
         chain = read_chain(storage, task.shard.name)
         self.receipts: list[Receipt] = list(chain)
         self._latest = [self._latest_of(receipt) for receipt in chain]
         self._tried: list[OpenVideo] = []
+        self._num_clips = 0
+        self._failures: dict[str, VideoError] = {}
+        """Of the segment at work, by key."""
         self._wanted = [_keys(receipt) for receipt in self._latest]
         wanted = [receipt for receipt in self._latest if _keys(receipt)]
         before = wanted[0].segment if wanted else len(chain)
@@ -78,13 +85,23 @@ class AmendmentWriter:
         return bisect.bisect_right(self._ends, sample.start_offset)
 
     def add(self, video: OpenVideo) -> None:
-        """Take the next of the wanted videos, done; commits when it is of another segment."""
+        """Take the next of the wanted videos, done; commits what is due.
+
+        That is all of the segment before, and as much of one as a first attempt would hold, in a
+        generation of its own.
+        """
         segment = self._segment_of(video.sample)
         if segment != self._at:
             self._commit()
-            self._at = segment
+            self._at, self._failures = segment, {}
         video.original = b""  # kept since the first time
         self._tried.append(video)
+        self._num_clips += video.num_clips
+        if video.failure is not None:
+            self._failures[video.sample.key] = video.failure
+        seconds = time.monotonic() - self._began
+        if self._num_clips >= self._rules.max_clips or seconds >= self._rules.max_seconds:
+            self._commit()
 
     def commit_due(self) -> None:
         """Commit what has been tried so far: the attempt ends early (time alone cuts none)."""
@@ -95,10 +112,10 @@ class AmendmentWriter:
         self._commit()
 
     def _commit(self) -> None:
-        tried, self._tried = self._tried, []
+        tried, self._tried, self._num_clips = self._tried, [], 0
         while rescued := self._rescued(tried):
             latest = self._latest[self._at]
-            retry = (len(tried), _still_quarantined(latest, rescued, tried))
+            retry = (len(tried), _still_quarantined(latest, rescued, self._failures))
             span = Span(
                 segment=latest.segment,
                 generation=latest.generation + 1,
@@ -128,11 +145,10 @@ def _keys(receipt: Receipt) -> set[str]:
 
 
 def _still_quarantined(
-    latest: Receipt, rescued: Sequence[OpenVideo], tried: Sequence[OpenVideo]
+    latest: Receipt, rescued: Sequence[OpenVideo], failures: Mapping[str, VideoError]
 ) -> list[dict[str, str]]:
     """The list of the generation before without those that succeeded, with the newest reasons."""
     saved = {video.sample.key for video in rescued}
-    failures = {video.sample.key: video.failure for video in tried}
     still = []
     for record in latest.quarantined:
         key, failure = record["key"], failures.get(record["key"])

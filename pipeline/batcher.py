@@ -9,9 +9,11 @@ depend (in the last bits) on the shape of the batch, never on what else is in it
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -80,6 +82,7 @@ class _Tag:
 class _Unfinished:
     frames: npt.NDArray[np.uint8]
     tags: list[_Tag]
+    began: float = field(default_factory=time.monotonic)
 
 
 def quality_of(pieces: Iterable[Clip], look: Look) -> dict[str, float | None]:
@@ -91,9 +94,23 @@ def quality_of(pieces: Iterable[Clip], look: Look) -> dict[str, float | None]:
 class ClipBatcher:
     """Batches of clips that stand alone; their frames are copied at once."""
 
-    def __init__(self, batch_clips: int, reconstructions: Reconstructions | None = None) -> None:
-        """Args: B, and what looks at some of the clips' reconstructions."""
+    def __init__(
+        self,
+        batch_clips: int,
+        reconstructions: Reconstructions | None = None,
+        *,
+        max_seconds: float = math.inf,
+    ) -> None:
+        """Nothing is gathered yet.
+
+        Args:
+            batch_clips: B.
+            reconstructions: what looks at some of the clips' reconstructions.
+            max_seconds: a batch is not filled for longer than this: a clip of a rare shape would
+                keep its shard from committing for as long as others are read.
+        """
         self._batch_clips, self._reconstructions = batch_clips, reconstructions
+        self._max_seconds = max_seconds
         self._unfinished: dict[tuple[int, ...], _Unfinished] = {}
         self._full: deque[ClipBatch] = deque()
 
@@ -116,8 +133,11 @@ class ClipBatcher:
 
     def take(self, *, partial: bool) -> ClipBatch | None:
         """The oldest full batch, or, with ``partial``, one that is not full."""
-        if not self._full and partial and self._unfinished:
-            self._close(next(iter(self._unfinished)))
+        if self._unfinished:
+            shape, oldest = next(iter(self._unfinished.items()))
+            is_late = time.monotonic() - oldest.began > self._max_seconds
+            if is_late or (partial and not self._full):
+                self._close(shape)
         return self._full.popleft() if self._full else None
 
     def run(self, batch: ClipBatch, encoder: Encoder) -> list[tuple[npt.NDArray[Any], Look]]:

@@ -327,6 +327,9 @@ class RayWorkers:
             is_gone = actor.is_leaving or actor not in self._actors  # drained, or expelled
             preempted = is_gone or bool(getattr(error, "preempted", False))
             return _lost(task, f"its worker died: {_last_line(error)}", counts=not preempted)
+        if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+            # What it answered lay on a node that has gone (ObjectLostError and the like).
+            return _lost(task, f"its answer is lost: {_last_line(error)}")
         return Finished(task=task, error=error)
 
     def _listen(self, timeout_seconds: float) -> None:

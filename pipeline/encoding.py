@@ -56,7 +56,9 @@ class Encoding:
         self._batcher: GathersClips = (
             StreamBatcher(spec.encoder.batch_clips, spec.plan.time_factor, looks)
             if is_whole
-            else ClipBatcher(spec.encoder.batch_clips, looks)
+            else ClipBatcher(
+                spec.encoder.batch_clips, looks, max_seconds=spec.commit_rules.max_seconds / 4
+            )
         )
         self._next: queue.Queue[Any] = queue.Queue(maxsize=1)
         """What an encoder thread does next: batches, and wishes for a canary."""

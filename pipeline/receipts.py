@@ -229,9 +229,15 @@ def list_receipts(storage: Storage) -> list[ReceiptName]:
         RunError: a file there is empty, or too large for a receipt.
     """
     names = _listed(storage)
+    gaps = gaps_of(names)
+    if not gaps:
+        return names
     # A long listing is not of one moment: it may hold a receipt and lack the one before it, which
-    # was written while the first pages had been answered already.
-    return _listed(storage) if has_gaps(names) else names
+    # was written while the first pages had been answered already. A link that two listings lack
+    # is lost; what lies behind a gap that only the second has is for the next listing.
+    names = _listed(storage)
+    ends = {end.shard: end for end in sorted(gaps_of(names) - gaps, reverse=True)}
+    return [name for name in names if name.shard not in ends or name <= ends[name.shard]]
 
 
 def _listed(storage: Storage) -> list[ReceiptName]:
@@ -244,12 +250,15 @@ def _listed(storage: Storage) -> list[ReceiptName]:
     return sorted(found)
 
 
-def has_gaps(names: Sequence[ReceiptName]) -> bool:
-    """Whether a chain among these sorted names lacks a link.
+def gaps_of(names: Sequence[ReceiptName]) -> set[ReceiptName]:
+    """Links behind which one is missing, of the chains among these sorted names.
 
-    >>> has_gaps([ReceiptName("s", 0, 0), ReceiptName("s", 2, 0)])
-    True
+    Segment -1 stands for a chain whose first link is missing.
+
+    >>> gaps_of([ReceiptName("s", 0, 0), ReceiptName("s", 2, 0)])
+    {ReceiptName(shard='s', segment=0, generation=0)}
     """
+    gaps = set()
     before = ReceiptName("", -1, 0)
     for name in names:
         if name.shard != before.shard:
@@ -257,9 +266,9 @@ def has_gaps(names: Sequence[ReceiptName]) -> bool:
         is_next = name.segment == before.segment + 1
         adds = (name.segment, name.generation) == (before.segment, before.generation + 1)
         if not (is_next or adds):
-            return True
+            gaps.add(before)
         before = name
-    return False
+    return gaps
 
 
 def read_receipts(storage: Storage, names: Sequence[ReceiptName]) -> Iterator[Receipt]:

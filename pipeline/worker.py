@@ -142,7 +142,8 @@ class Worker:
         """Try quarantined videos of one output again: each has its own, and they are few."""
         storage = self._outputs[task.output].storage
         count = partial(self._count_segment, task.output)
-        amender = AmendmentWriter(task, committer, storage, count)
+        rules = self._outputs[task.output].spec.commit_rules
+        amender = AmendmentWriter(task, committer, storage, rules, count)
         if not amender.end_offset:
             return []
         return self._fill([amender], source, amender.end_offset)

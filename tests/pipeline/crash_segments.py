@@ -24,7 +24,7 @@ from pipeline.status import main as status
 from pipeline.storage import Storage
 from pipeline.worker import check_numerics
 from tests.pipeline import runs
-from tests.pipeline.fakes import MATERIAL, committer, segment_writer, shard, video
+from tests.pipeline.fakes import MATERIAL, RULES, committer, segment_writer, shard, video
 
 SHARDS = "ab"
 VIDEOS = 5
@@ -98,7 +98,9 @@ def tokenise(storage: Storage, ledger: Ledger, name: str) -> None:
 
 def amend(storage: Storage, ledger: Ledger, task: ShardTask) -> None:
     """Two retries of a shard at once; in shard b the second to begin is the first to commit."""
-    first, second = (AmendmentWriter(task, committer(storage, task), storage) for _ in range(2))
+    first, second = (
+        AmendmentWriter(task, committer(storage, task), storage, RULES) for _ in range(2)
+    )
     writers = (first, second) if task.shard.name == "a" else (second, first)
     for writer in writers:
         if writer.wants(video(1).sample):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,11 @@ from pipeline.ledger import Ledger, task_of
 from pipeline.receipts import Receipt
 from pipeline.records import Retry
 from pipeline.run_record import write_run_record
-from pipeline.segments import OpenVideo
+from pipeline.segments import CommitRules, OpenVideo
 from pipeline.storage import Storage
 from pipeline.verify import main as verify
 from tests.pipeline import runs
-from tests.pipeline.fakes import MATERIAL, committer, shard, video, write_shard
+from tests.pipeline.fakes import MATERIAL, RULES, committer, shard, video, write_shard
 from tests.pipeline.receipts import all_receipts
 
 BAD = (1, 2, 4, 7)
@@ -35,11 +36,11 @@ def storage(tmp_path: Path) -> Storage:
     return storage
 
 
-def amender(storage: Storage) -> AmendmentWriter:
+def amender(storage: Storage, rules: CommitRules = RULES) -> AmendmentWriter:
     task = task_of(shard(), Ledger.open(storage).state("s"), Retry.quarantined)
     assert task is not None
     assert task.amends
-    return AmendmentWriter(task, committer(storage, task), storage)
+    return AmendmentWriter(task, committer(storage, task), storage, rules)
 
 
 def amend(writer: AmendmentWriter, saved: Iterable[int]) -> list[Receipt]:
@@ -87,6 +88,31 @@ def test_a_generation_holds_the_rows_of_those_that_succeed(
     assert still(storage) == {"video_2": "no_progress"}, "with the newest reason"
     counts = Ledger.open(storage).counts()
     assert (counts.videos, counts.clips, counts.quarantined) == (9, 8, {"no_progress": 1})
+    assert verify([storage.root]) == 0
+
+
+@pytest.mark.parametrize("bound", [{"max_clips": 1}, {"max_seconds": 0.0}])
+def test_what_waits_for_its_commit_is_bounded_as_in_a_first_attempt(
+    storage: Storage, bound: dict[str, float]
+) -> None:
+    added = amend(amender(storage, replace(RULES, **bound)), [2, 4, 7])
+    assert [(one.name, one.rows) for one in added] == [
+        ("s.00000.r1.json", 1),
+        ("s.00001.r1.json", 1),
+        ("s.00002.r1.json", 1),
+    ]
+    assert still(storage) == {"video_1": "no_progress"}, "of a part of the segment before"
+    again = amend(amender(storage, replace(RULES, **bound)), [1])
+    assert (again[-1].name, again[-1].rows) == ("s.00000.r2.json", 1)
+    assert clips(storage) == set(range(9))
+
+
+def test_a_segment_whose_videos_all_succeed_has_a_generation_for_each_bounded_part(
+    storage: Storage,
+) -> None:
+    added = amend(amender(storage, replace(RULES, max_clips=1)), BAD)
+    assert [one.name for one in added][:2] == ["s.00000.r1.json", "s.00000.r2.json"]
+    assert (still(storage), clips(storage)) == ({}, set(range(9)))
     assert verify([storage.root]) == 0
 
 

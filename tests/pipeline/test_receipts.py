@@ -17,7 +17,7 @@ from pipeline.receipts import (
     Receipt,
     ReceiptName,
     commit,
-    has_gaps,
+    gaps_of,
     list_receipts,
     parse_name,
     part_name,
@@ -115,17 +115,21 @@ def test_a_receipt_of_another_version_is_refused() -> None:
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        ([], False),
-        ([("s", 0, 0), ("s", 1, 0), ("t", 0, 0)], False),
-        ([("s", 0, 0), ("s", 0, 1), ("s", 0, 2), ("s", 1, 0)], False),
-        ([("s", 0, 0), ("s", 1, 1), ("s", 1, 2)], False),
-        ([("s", 1, 0)], True),
-        ([("s", 0, 0), ("t", 1, 0)], True),
-        ([("s", 0, 0), ("s", 0, 2)], True),
+        ([], []),
+        ([("s", 0, 0), ("s", 1, 0), ("t", 0, 0)], []),
+        ([("s", 0, 0), ("s", 0, 1), ("s", 0, 2), ("s", 1, 0)], []),
+        ([("s", 0, 0), ("s", 1, 1), ("s", 1, 2)], []),
+        ([("s", 1, 0)], [("s", -1, 0)]),
+        ([("s", 0, 0), ("t", 1, 0)], [("t", -1, 0)]),
+        ([("s", 0, 0), ("s", 0, 2), ("s", 1, 0), ("s", 3, 0)], [("s", 0, 0), ("s", 1, 0)]),
     ],
 )
-def test_gaps_are_seen_in_names_alone(names: list[tuple[str, int, int]], expected: bool) -> None:
-    assert has_gaps([ReceiptName(*name) for name in names]) is expected
+def test_gaps_are_seen_in_names_alone(
+    names: list[tuple[str, int, int]], expected: list[tuple[str, int, int]]
+) -> None:
+    assert gaps_of([ReceiptName(*name) for name in names]) == {
+        ReceiptName(*name) for name in expected
+    }
 
 
 def test_a_listing_that_lacks_a_receipt_written_meanwhile_is_made_again(
@@ -144,6 +148,32 @@ def test_a_listing_that_lacks_a_receipt_written_meanwhile_is_made_again(
 
     monkeypatch.setattr(storage, "entries", listing)
     assert [name.segment for name in list_receipts(storage)] == [0, 1, 2]
+
+
+def test_what_lies_behind_a_gap_that_only_the_second_listing_has_is_for_the_next_one(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for segment in range(4):
+        for name in ("s", "t", "u"):
+            one = receipt(segment, 10 * segment, 10 * segment + 10, shard=name)
+            commit(storage, one)
+    entries = storage.entries
+    lacking = iter([("s.00001.json", "u.00000.json"), ("t.00002.json", "u.00000.json")])
+
+    def listing(folder: str) -> dict[str, Entry]:
+        lacks = next(lacking)
+        return {file: entry for file, entry in entries(folder).items() if file not in lacks}
+
+    monkeypatch.setattr(storage, "entries", listing)
+    names = list_receipts(storage)
+    segments = {
+        shard: [name.segment for name in names if name.shard == shard] for shard in ("s", "t", "u")
+    }
+    assert segments == {
+        "s": [0, 1, 2, 3],
+        "t": [0, 1],
+        "u": [1, 2, 3],  # lost: whoever reads the chain says so
+    }
 
 
 HOSTILE = {
