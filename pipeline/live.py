@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.attempts import combined
 from pipeline.balance import Shares, bottleneck, shares, waiting
-from pipeline.history import Step, lately, moments_of, steps
+from pipeline.history import COLUMNS, Step, lately, moments_of, steps
+from pipeline.tally import LAST_QUARANTINED
 
 WINDOW_SECONDS = 60.0
 """Of the rates shown."""
-
+SUMS = ("in_flight", "retries", "handed_back", "copies", "num_workers")
+"""Of several drivers these add up."""
 
 PICTURE_COLUMNS = 110
 """Characters in a row of a picture."""
@@ -51,12 +54,66 @@ def pace(beat: Mapping[str, Any]) -> Pace | None:
     if step is None:
         return None
     rate = step.grown["covered"] / step.seconds
-    left = float(beat.get("to_cover", 0)) - beat.get("counters", {}).get("covered", 0.0)
     return Pace(
         step=step,
         shares=shares(waiting({}), waiting(step.grown)),
-        eta_seconds=max(0.0, left) / rate if rate > 0 else None,
+        eta_seconds=max(0.0, uncovered(beat)) / rate if rate > 0 else None,
     )
+
+
+def together(beats: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Records of drivers that share a run, as the ranks of an array do, as that of one.
+
+    Numbers add up; each driver's rates are over its own last minute. What was committed before
+    and since (``before``, ``done_shards``) is of the whole OUT and each saw another part of it:
+    it is left out, only receipts know it.
+
+    Args:
+        beats: the newest first; one stands for itself, none gives an empty record.
+    """
+    if len(beats) < 2:
+        return beats[0] if beats else {}
+    counters = combined(beat.get("counters", {}) for beat in beats)
+    left = sum(max(0.0, uncovered(beat)) for beat in beats)
+    return {
+        **{name: sum(int(beat.get(name, 0)) for beat in beats) for name in SUMS},
+        "num_shards": max(int(beat.get("num_shards", 0)) for beat in beats),
+        "elapsed_seconds": max(float(beat.get("elapsed_seconds") or 0.0) for beat in beats),
+        "failed_shards": _merged(beats, "failed_shards"),
+        "expelled": _merged(beats, "expelled"),
+        "last_quarantined": [text for beat in beats for text in beat.get("last_quarantined", ())][
+            :LAST_QUARANTINED
+        ],
+        "counters": counters,
+        "to_cover": counters.get("covered", 0.0) + left,
+        "history": _minute_of_all(beats),
+    }
+
+
+def uncovered(beat: Mapping[str, Any]) -> float:
+    """Bytes, or members of buckets, that a driver has still to cover."""
+    return float(beat.get("to_cover", 0)) - float(beat.get("counters", {}).get("covered", 0.0))
+
+
+def _merged(beats: Sequence[Mapping[str, Any]], key: str) -> dict[str, str]:
+    """Names and reasons of all; the newest driver has the last word."""
+    return {name: why for beat in reversed(beats) for name, why in beat.get(key, {}).items()}
+
+
+def _minute_of_all(beats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A history of two moments, between which grows what all drivers together do in a minute."""
+    found = [lately(steps(moments_of(beat)), seconds=WINDOW_SECONDS) for beat in beats]
+    measured = [step for step in found if step is not None]
+    if not measured:
+        return {}
+    grown = [
+        WINDOW_SECONDS * sum(step.grown[name] / step.seconds for step in measured)
+        for name in COLUMNS
+    ]
+    return {
+        "columns": list(COLUMNS),
+        "moments": [[0.0] * (1 + len(COLUMNS)), [WINDOW_SECONDS, *grown]],
+    }
 
 
 def duration(seconds: float) -> str:

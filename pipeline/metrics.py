@@ -1,7 +1,8 @@
 """Names of the metrics that a run on Ray publishes for Prometheus, and what they mean. Pure.
 
 Ray puts ``ray_`` before every name and ``_total`` behind that of a sum; labels say the node
-(``NodeAddress``) and the process (``WorkerId``). ``python -m pipeline.metrics`` prints them all.
+(``NodeAddress``) and the process (``WorkerId``). Sums of workers go with their node: they are for
+rates. How far the run is only its driver knows. ``python -m pipeline.metrics`` prints them all.
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ RUN_METRICS = (
     Metric("vidtok_run_workers", "num_workers", False, "Workers that take shards now."),
     Metric("vidtok_run_retries", "retries", False, "Shards tried again after a failure."),
     Metric("vidtok_run_to_cover", "to_cover", False, "Bytes (members) left when the run began."),
+    Metric("vidtok_run_covered", "covered", False, "Of them, done with, by all workers ever."),
+    Metric("vidtok_run_quarantined", "quarantined", False, "Quarantined, by earlier runs too."),
+    Metric("vidtok_run_decoder_restarts", "decoder_restarts", False, "Decoders replaced so far."),
     Metric("vidtok_run_elapsed_seconds", "elapsed_seconds", False, "Time since the run began."),
 )
 """Published by the driver."""

@@ -180,7 +180,12 @@ def compose_report(storage: Storage, options: ReportOptions) -> str:
         "failures": (
             "Failures and retries",
             outcomes.failures_section(
-                failures, num_failures=num_failures, beats=beats, cut=counts.cut
+                failures,
+                num_failures=num_failures,
+                beats=beats,
+                failed=status["failed_shards"],
+                expelled=status["expelled_workers"],
+                cut=counts.cut,
             ),
         ),
         "provenance": (

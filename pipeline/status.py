@@ -22,7 +22,7 @@ from pipeline.command_line import CommandLine, carry_out, json_object, new_file,
 from pipeline.errors import PipelineError, RunError
 from pipeline.heartbeat import read_heartbeats, running
 from pipeline.ledger import Ledger
-from pipeline.live import by_reason, duration, pace, panel, picture, stages
+from pipeline.live import by_reason, duration, pace, panel, picture, stages, together
 from pipeline.receipts import list_receipts, read_receipts
 from pipeline.run_record import has_images, read_run_record
 from pipeline.storage import Storage
@@ -146,14 +146,40 @@ def watch(storage: Storage, seconds: float, *, as_json: bool) -> int:
 def watched(
     root: str, facts: Mapping[str, Any], drivers: Sequence[Mapping[str, Any]]
 ) -> RenderableType:
-    """What is committed, and the table of every driver at work."""
-    at_work = running(drivers, time.time())
+    """What is committed, and the table of the run; of several drivers one for all."""
+    beat = at_work(facts, drivers)
     place = Text(root, style="bold", no_wrap=True, overflow="ellipsis")
     committed = (
         f"{facts['clips']:,} clips committed, {facts['final_shards']:,} of "
         f"{facts['num_shards']:,} shards final"
     )
-    return Group(place, Text(committed), *(panel(beat) for beat in at_work))
+    return Group(place, Text(committed), *([panel(beat)] if beat else []))
+
+
+def at_work(
+    facts: Mapping[str, Any], drivers: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Any] | None:
+    """What the drivers at work say, as of one; None: nobody is.
+
+    Of several each knows only a part of what is done: there the committed part counts.
+    """
+    beats = running(drivers, time.time())
+    if len(beats) < 2:
+        return beats[0] if beats else None
+    said = together(beats)
+    committed = {
+        "videos": facts["videos"],
+        "clips": facts["clips"],
+        "filtered": sum(facts["filtered"].values()),
+        "quarantined": sum(facts["quarantined"].values()),
+    }
+    since = said["counters"]
+    return {
+        **said,
+        "failed_shards": facts["failed_shards"],
+        "done_shards": facts["final_shards"],
+        "before": {name: number - since.get(name, 0) for name, number in committed.items()},
+    }
 
 
 def _picture(
@@ -168,16 +194,16 @@ def _picture(
 
 
 def one_line(facts: Mapping[str, Any], drivers: Sequence[Mapping[str, Any]]) -> str:
-    """The same without a terminal: what is committed, and the newest driver's rates and ETA."""
+    """The same without a terminal: what is committed, and the rates and ETA of the run."""
     parts = [
         f"shards {facts['final_shards']:,}/{facts['num_shards']:,}",
         f"clips {facts['clips']:,}",
         f"quarantined {sum(facts['quarantined'].values()):,}",
     ]
-    at_work = running(drivers, time.time())
-    found = pace(at_work[0]) if at_work else None
+    beat = at_work(facts, drivers) or {}
+    found = pace(beat)
     if found is not None:
-        for name, rate, busy, _ in stages(at_work[0]):
+        for name, rate, busy, _ in stages(beat):
             parts.append(f"{name} {rate}" + ("" if busy is None else f" {busy:.0%} busy"))
         eta = "-" if found.eta_seconds is None else duration(found.eta_seconds)
         parts.append(f"ETA {eta}")
@@ -189,12 +215,17 @@ def collect(
     ledger: Ledger,
     drivers: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The facts, as JSON."""
-    newest = drivers[0] if drivers else {}
+    """The facts, as JSON: what is committed, and what the drivers at work, else the last, said."""
+    beats = running(drivers, time.time())
+    said = together(beats or drivers[:1])
     counts = ledger.counts()
     # How many shards there are is known only to the driver that listed them.
-    num_shards = max(int(newest.get("num_shards", 0)), len(ledger.states))
-    failed = dict(newest.get("failed_shards", {}))
+    num_shards = max(int(said.get("num_shards", 0)), len(ledger.states))
+    failed = {
+        shard: why
+        for shard, why in said.get("failed_shards", {}).items()
+        if not ledger.state(shard).is_final  # what one driver gave up another may have finished
+    }
     return {
         "tokenizer": record["fingerprint_of"]["tokenizer"]["name"],
         "random_weights": record["random_weights"],
@@ -211,11 +242,11 @@ def collect(
         "filtered": dict(counts.filtered),
         "quarantined": dict(counts.quarantined),
         "numeric_environments": counts.numeric_environments,
-        "running_drivers": len(running(drivers, time.time())),
-        "elapsed_seconds": newest.get("elapsed_seconds"),
-        "num_workers": newest.get("num_workers", 0),
-        "counters": newest.get("counters", {}),
-        "expelled_workers": dict(newest.get("expelled", {})),
+        "running_drivers": len(beats),
+        "elapsed_seconds": said.get("elapsed_seconds"),
+        "num_workers": said.get("num_workers", 0),
+        "counters": said.get("counters", {}),
+        "expelled_workers": dict(said.get("expelled", {})),
         "finished": bool(ledger.states)
         and counts.final_shards == num_shards
         and not counts.cut

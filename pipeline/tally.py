@@ -44,7 +44,25 @@ class OutputTally:
 
     def record(self) -> dict[str, Any]:
         """What its heartbeat says instead of the run's."""
-        return {"before": self.before, "to_cover": self.to_cover, "counters": self.counters}
+        return {
+            "before": self.before,
+            "to_cover": self.to_cover,
+            "counters": self.counters,
+            **_reached(self.before, self.counters),
+        }
+
+
+def _reached(before: Mapping[str, float], counters: Mapping[str, float]) -> dict[str, float]:
+    """What a graph needs of the counters, which are also of workers that are gone.
+
+    Like ``to_cover`` what is covered is of this run; quarantined are all videos that are, those of
+    earlier runs too.
+    """
+    return {
+        "covered": counters.get("covered", 0),
+        "quarantined": before.get("quarantined", 0) + counters.get("quarantined", 0),
+        "decoder_restarts": counters.get("decoder_restarts", 0),
+    }
 
 
 @dataclass(slots=True)
@@ -145,6 +163,7 @@ class Tally:
             "before": self.before,
             "to_cover": self.to_cover,
             "counters": self.counters,
+            **_reached(self.before, self.counters),
             "began_at_seconds": self.began_at_seconds,
             "last_quarantined": list(self.last_quarantined),
             "history": self.history.record(),

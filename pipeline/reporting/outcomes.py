@@ -52,9 +52,20 @@ def failures_section(
     *,
     num_failures: int,
     beats: Sequence[Mapping[str, Any]],
+    failed: Mapping[str, str],
+    expelled: Mapping[str, str],
     cut: Mapping[str, str],
 ) -> str:
-    """Attempts that failed, shards that were given up or cut, workers that were sent away."""
+    """Attempts that failed, shards that were given up or cut, workers that were sent away.
+
+    Args:
+        failures: the newest failed attempts.
+        num_failures: of all of them.
+        beats: what drivers last said; their retries add up.
+        failed: shards that were given up, and why.
+        expelled: workers that were sent away, and why.
+        cut: shards whose tar is cut, and where.
+    """
     retries, handed_back, copies = (
         sum(int(beat.get(name, 0)) for beat in beats)
         for name in ("retries", "handed_back", "copies")
@@ -70,11 +81,10 @@ def failures_section(
             ],
         )
     ]
-    newest = beats[0] if beats else {}
     for title, lost in (
-        ("Shards given up", newest.get("failed_shards", {})),
+        ("Shards given up", failed),
         ("Shards whose tar is cut", cut),
-        ("Workers sent away", newest.get("expelled", {})),
+        ("Workers sent away", expelled),
     ):
         if lost:
             parts.append(f"<h3>{title}</h3>" + table((), sorted(lost.items())[:20]))

@@ -21,8 +21,10 @@ from rich.console import Console
 
 from pipeline import metrics
 from pipeline.history import COLUMNS, MOST, History, lately, moments_of, steps
-from pipeline.live import pace, panel, stages
-from pipeline.status import main
+from pipeline.ledger import Ledger
+from pipeline.live import pace, panel, stages, together
+from pipeline.report import ReportOptions, compose_report
+from pipeline.status import Looks, main, one_line, watched
 from pipeline.storage import Storage
 from pipeline.tally import LAST_QUARANTINED, Tally
 from tests.pipeline import runs
@@ -169,6 +171,101 @@ def test_watch_on_a_terminal_shows_the_table(tmp_path: Path) -> None:
     os.close(leader)
     assert b"shards final" in seen
     assert b"75% busy" in seen
+
+
+# ---- an array: several drivers, one run ----
+
+RANKS = 33
+
+
+def rank_beat(number: int) -> dict[str, Any]:
+    """One of 33 ranks: 2 clips/s, half of its share done; all but the first gave a shard up."""
+    now = moment(60.0, clips=120, encoded_clips=120, covered=60, encode_seconds=45)
+    record = Tally(
+        num_shards=99,
+        done_shards=number % 3,
+        to_cover=120,
+        in_flight=1,
+        num_workers=1,
+        failed={f"lost{number}": f"rank {number} cannot read it"} if number else {},
+        expelled={f"worker{number}": "wrong arithmetic"} if number in (4, 7) else {},
+        before={"clips": 4.0},
+    ).record()
+    record["history"] = {"columns": list(COLUMNS), "moments": [moment(0.0), now]}
+    record["counters"] = {"covered": 60.0, "clips": 120.0, "decoders": 2, "peak_x": number}
+    return record | {"elapsed_seconds": 60.0 + number, "running": True}
+
+
+@pytest.fixture
+def array_out(tmp_path: Path) -> Storage:
+    storage = make_out(tmp_path / "out", shards=2, videos=2)
+    for number in range(RANKS):
+        content = json.dumps(rank_beat(number)).encode()
+        storage.put(f"progress/rank{number}.json", content)
+    return storage
+
+
+def test_the_ranks_of_an_array_are_one_run(array_out: Storage) -> None:
+    facts, drivers = Looks(array_out).now()
+    assert (facts["running_drivers"], facts["num_workers"]) == (RANKS, RANKS)
+    assert set(facts["failed_shards"]) == {f"lost{number}" for number in range(1, RANKS)}
+    assert set(facts["expelled_workers"]) == {"worker4", "worker7"}
+    assert facts["elapsed_seconds"] == 60.0 + RANKS - 1
+    assert (facts["counters"]["clips"], facts["counters"]["peak_x"]) == (120 * RANKS, RANKS - 1)
+    line = one_line(facts, drivers)
+    assert "encode 66.00 clips/s" in line
+    assert line.endswith("ETA 1:00")  # 33 * 60 left, 33 a second
+
+
+def test_an_array_has_one_table_and_what_is_done_comes_from_receipts(array_out: Storage) -> None:
+    facts, drivers = Looks(array_out).now()
+    console = Console(file=io.StringIO(), width=120)
+    console.print(watched(array_out.root, facts, drivers))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert text.count("ETA") == text.count("encode ") == 1
+    for expected in ("66.00 clips/s", "2 of 99 shards", "running 1:32", "workers: 33,"):
+        assert expected in text
+    assert f"33 in hand, {99 - 2 - 33 - 32} waiting, 32 failed" in text
+    assert "4 videos, 4 clips, 0 filtered" in text
+
+
+def test_what_one_rank_gave_up_and_another_finished_is_not_failed(array_out: Storage) -> None:
+    first = next(iter(Ledger.open(array_out).states))
+    said = rank_beat(1) | {"failed_shards": {first: "away", "lost1": "away"}}
+    array_out.put("progress/rank1.json", json.dumps(said).encode())
+    facts, _ = Looks(array_out).now()
+    assert first not in facts["failed_shards"]
+    assert "lost1" in facts["failed_shards"]
+
+
+def test_ranks_that_ended_or_were_killed_are_not_at_work(array_out: Storage) -> None:
+    for number in range(1, RANKS):
+        content = json.dumps(rank_beat(number) | {"running": number > 16}).encode()
+        array_out.put(f"progress/rank{number}.json", content)
+    os.utime(array_out.path("progress/rank0.json"), (1, 1))
+    facts, drivers = Looks(array_out).now()
+    assert (facts["running_drivers"], facts["num_workers"]) == (16, 16)
+    assert "encode 32.00 clips/s" in one_line(facts, drivers)
+
+
+def test_the_report_names_what_every_rank_gave_up(array_out: Storage) -> None:
+    text = compose_report(array_out, ReportOptions(num_reconstructed=0))
+    assert "lost1</" in text
+    assert "The first 20 of 32." in text
+    assert "worker4" in text
+    assert "worker7" in text
+
+
+def test_rates_of_ranks_are_each_over_its_own_time() -> None:
+    young, old = rank_beat(0), rank_beat(1)
+    young["history"]["moments"][1] = moment(10.0, encoded_clips=50, covered=5)
+    young |= {"to_cover": 30, "counters": {"covered": 90.0}}  # more than it was to
+    found = pace(together([young, old, rank_beat(2) | {"history": {}}]))
+    assert found is not None
+    assert found.per_second("encoded_clips") == pytest.approx(50 / 10 + 120 / 60)
+    # the old one's 60 and those of the one that has measured nothing yet
+    assert found.eta_seconds == pytest.approx((60 + 60) / (5 / 10 + 60 / 60))
 
 
 @pytest.mark.parametrize(
