@@ -126,19 +126,21 @@ class SpanTable:
     def close(self) -> None:
         """Unmap; the file goes with its last user."""
         del self._table, self._keys
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pass  # somebody else has it open
-        else:
-            self._path.unlink(missing_ok=True)
-        os.close(self._file)
+        self._path.parent.mkdir(mode=0o700, exist_ok=True)  # somebody may have cleaned up
+        with _Locked(self._path.parent / ".lock"):  # else another process has just found the file
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass  # somebody else has it open
+            else:
+                self._path.unlink(missing_ok=True)
+            os.close(self._file)
 
 
 def _opened(source: SpanSource) -> tuple[str, int, Path]:
     """The table's digest; its sorted file, open under a shared lock, and the path of that."""
     folder = _own_folder()
-    with _Locked(folder / ".lock"):  # one process of the machine makes it
+    with _Locked(folder / ".lock"):  # one process of the machine makes it, none takes it away
         if source.sha256 is not None:
             path = folder / _name(source.sha256, source.columns)
             if path.exists():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -155,6 +157,34 @@ def test_a_machine_makes_one_file_and_its_last_user_takes_it_away(
     assert second.spans("a")[0].end_seconds == 2.5
     second.close()
     assert list(folder.glob("*.arrow")) == []
+
+
+def _open_and_close(source_: SpanSource, times: int) -> None:
+    for _ in range(times):
+        SpanTable(source_).close()
+
+
+def test_processes_that_open_and_close_one_table_at_once_never_miss_its_file(
+    folder, tmp_path
+) -> None:
+    path = written(tmp_path / "t.csv")
+    first = SpanTable(source(path))
+    first.close()
+    known = source(path, sha256=first.sha256)
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_open_and_close, args=(known, 60)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert list(folder.glob("*.arrow")) == []
+
+
+def test_a_table_closes_though_its_folder_was_cleaned_up(folder, tmp_path) -> None:
+    table = SpanTable(source(written(tmp_path / "t.csv")))
+    shutil.rmtree(folder)
+    table.close()
 
 
 def test_another_table_than_expected_is_refused(folder, tmp_path) -> None:
