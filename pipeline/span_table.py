@@ -32,8 +32,8 @@ from pipeline.errors import ConfigError, RunError
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 MAX_SPANS = 4096
 """Of one video: a decoder child is told of them in one message."""
-_VERSION = 1
-"""Of the sorted file."""
+_VERSION = 2
+"""Of the sorted file and of what is asked of a table."""
 _CHUNK_BYTES = 8 << 20
 
 
@@ -111,7 +111,7 @@ class SpanTable:
         rows = self._table.slice(begin, at - begin).to_pylist()
         return tuple(
             SpanRow(
-                start_seconds=row["start_seconds"] or 0.0,
+                start_seconds=row["start_seconds"],
                 end_seconds=None if row["end_seconds"] == math.inf else row["end_seconds"],
                 caption=row["caption"],
                 columns={name: row[name] for name, _ in self._columns},
@@ -304,22 +304,26 @@ def _parse(path: Path, suffix: str, schema: pa.Schema) -> pa.Table:
 def sorted_table(table: pa.Table, url: str) -> pa.Table:
     """Rows by key, start and end; of equal ones in the table's order.
 
+    No start is 0, no end infinity: so they sort as what they mean.
+
     Raises:
         ConfigError: a row that is no span.
     """
-    start, end = table.column("start_seconds"), table.column("end_seconds")
-    zero = pc.fill_null(start, 0.0)
+    start = pc.fill_null(table.column("start_seconds"), 0.0)
+    end = pc.fill_null(table.column("end_seconds"), math.inf)
     for wrong, what in (
         (pc.is_null(table.column("key")), "has no key"),
-        (pc.invert(pc.and_(pc.is_finite(zero), pc.greater_equal(zero, 0.0))), "starts before 0"),
-        (pc.is_nan(pc.fill_null(end, 1.0)), "has an end that is no number"),
-        (pc.less_equal(pc.fill_null(end, float("inf")), zero), "does not end behind its start"),
+        (pc.invert(pc.and_(pc.is_finite(start), pc.greater_equal(start, 0.0))), "starts before 0"),
+        (pc.is_nan(end), "has an end that is no number"),
+        (pc.less_equal(end, start), "does not end behind its start"),
     ):
         at = pc.index(wrong, True).as_py()
         if at >= 0:
             row = table.slice(at, 1).to_pylist()[0]
             text = f"key={row['key']!r}, {row['start_seconds']} to {row['end_seconds']} seconds"
             raise ConfigError(f"dataset.spans={url}: row {at:,} (from 0) {what}: {text}")
+    for name, column in (("start_seconds", start), ("end_seconds", end)):
+        table = table.set_column(table.schema.get_field_index(name), name, column)
     order = pc.sort_indices(
         table, [(name, "ascending") for name in ("key", "start_seconds", "end_seconds")]
     )

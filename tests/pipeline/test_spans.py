@@ -159,6 +159,20 @@ def test_a_machine_makes_one_file_and_its_last_user_takes_it_away(
     assert list(folder.glob("*.arrow")) == []
 
 
+def test_spans_without_start_or_end_are_counted_as_what_they_mean(folder, tmp_path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("key,start_seconds,end_seconds\na,3,8\na,,\na,0,6\na,,5\na,3,\n")
+    table = SpanTable(source(path))
+    assert [(row.start_seconds, row.end_seconds) for row in table.spans("a")] == [
+        (0.0, 5.0),
+        (0.0, 6.0),
+        (0.0, None),
+        (3.0, 8.0),
+        (3.0, None),
+    ]
+    table.close()
+
+
 def _open_and_close(source_: SpanSource, times: int) -> None:
     for _ in range(times):
         SpanTable(source_).close()
