@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from pipeline.backends import open_filesystem, storage_errors
 from pipeline.columns import ARROW_TYPES, Columns
 from pipeline.errors import ConfigError, RunError
+from pipeline.span_columns import check_json_lines, check_names
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 MAX_SPANS = 4096
@@ -252,7 +253,7 @@ def read_table(path: Path, source: SpanSource) -> pa.Table:
     """
     schema, place = table_schema(source.columns), f"dataset.spans={source.url}"
     try:
-        table = _parse(path, PurePosixPath(urlsplit(source.url).path).suffix.lower(), schema)
+        table = _parse(path, PurePosixPath(urlsplit(source.url).path).suffix.lower(), schema, place)
         if "key" not in table.column_names:
             raise ConfigError(f"{place}: no column key; it has {', '.join(table.column_names)}")
         key = table.schema.field("key").type
@@ -272,14 +273,15 @@ def _nulls(table: pa.Table, kind: pa.DataType) -> pa.ChunkedArray:
     return pa.chunked_array([pa.nulls(table.num_rows, kind)])
 
 
-def _parse(path: Path, suffix: str, schema: pa.Schema) -> pa.Table:
+def _parse(path: Path, suffix: str, schema: pa.Schema, place: str) -> pa.Table:
     if suffix == ".parquet":
         with pq.ParquetFile(path) as file:
+            check_names(file.schema_arrow.names, schema.names, place)
             names = [name for name in schema.names if name in file.schema_arrow.names]
             return file.read(columns=names, use_threads=False) if names else file.read()
     if suffix == ".csv":
         types = {field.name: field.type for field in schema}
-        return pyarrow.csv.read_csv(
+        table = pyarrow.csv.read_csv(
             path,
             read_options=pyarrow.csv.ReadOptions(use_threads=False),
             parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
@@ -290,14 +292,19 @@ def _parse(path: Path, suffix: str, schema: pa.Schema) -> pa.Table:
                 quoted_strings_can_be_null=False,
             ),
         )
+        check_names(table.column_names, schema.names, place)
+        return table
     if suffix == ".jsonl":
-        return pyarrow.json.read_json(
+        table = pyarrow.json.read_json(
             path,
             read_options=pyarrow.json.ReadOptions(use_threads=False),
             parse_options=pyarrow.json.ParseOptions(
                 explicit_schema=schema, unexpected_field_behavior="ignore"
             ),
         )
+        if table.column("start_seconds").null_count or table.column("end_seconds").null_count:
+            check_json_lines(path, schema.names, place)
+        return table
     raise ConfigError(f"dataset.spans must end in {', '.join(SUFFIXES)}, got {suffix or 'nothing'}")
 
 

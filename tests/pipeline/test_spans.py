@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -220,6 +221,73 @@ def test_a_wrong_row_is_named(line, words, folder, tmp_path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(ConfigError, match=words):
+        SpanTable(source(path))
+
+
+def table_of(path: Path, names: list[str]) -> Path:
+    """One row: a key, and numbers in the columns of the other names."""
+    values = ["a", *range(1, len(names))]
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table([pa.array([value]) for value in values], names=names), path)
+    elif path.suffix == ".csv":
+        path.write_text(f"{','.join(names)}\n{','.join(map(str, values))}\n")
+    else:
+        path.write_text(json.dumps(dict(zip(names, values, strict=True))) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("names", "column", "meant"),
+    [
+        (["key", "start", "end"], "start", "start_seconds"),
+        (["key", " start_seconds", " end_seconds"], " start_seconds", "start_seconds"),
+        (["key", "start_seconds", "End_Time"], "End_Time", "end_seconds"),
+        (["key", "clipStart", "end_seconds"], "clipStart", "start_seconds"),
+    ],
+)
+def test_a_misnamed_column_is_not_taken_for_whole_videos(
+    names, column, meant, suffix, folder, tmp_path
+) -> None:
+    words = rf"t\.{suffix}: column '{column}' is not read; did you mean {meant}\?"
+    with pytest.raises(ConfigError, match=words):
+        SpanTable(source(table_of(tmp_path / f"t.{suffix}", names)))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["key"],
+        ["key", "trend", "end_credits", "started_by"],
+        ["key", "start_seconds", "end_seconds", "start", "end"],
+    ],
+    ids=len,
+)
+def test_other_columns_are_the_users_own_affair(names, suffix, folder, tmp_path) -> None:
+    table = SpanTable(source(table_of(tmp_path / f"t.{suffix}", names)))
+    assert table.spans("a")[0].start_seconds == ("start_seconds" in names)
+    table.close()
+
+
+def test_a_column_of_a_near_name_that_is_asked_for_is_read(folder, tmp_path) -> None:
+    path = table_of(tmp_path / "t.jsonl", ["key", "start", "end"])
+    table = SpanTable(source(path, columns=(("start", "float"), ("end", "int"))))
+    assert table.spans("a")[0].columns == {"start": 1.0, "end": 2}
+    table.close()
+
+
+def test_one_misnamed_row_among_others_is_found(folder, tmp_path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"key": "a", "start_seconds": 1}\n{"key": "b", "start": 1, "caption": "x"}\n')
+    with pytest.raises(ConfigError, match="column 'start' is not read"):
+        SpanTable(source(path))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_column_that_is_there_twice_is_named(suffix, folder, tmp_path) -> None:
+    path = table_of(tmp_path / f"t.{suffix}", ["key", "score", "score"])
+    with pytest.raises(ConfigError, match=rf"t\.{suffix}: column score is there twice"):
         SpanTable(source(path))
 
 
