@@ -18,7 +18,9 @@ import pytest
 from pipeline import span_table
 from pipeline.clip_sampler import ClipSampler
 from pipeline.errors import ConfigError, RunError
+from pipeline.reader import Sample
 from pipeline.records import TailPolicy, TimeSpan
+from pipeline.selection import Selection, SelectionRules
 from pipeline.span_table import MAX_SPANS, SpanSource, SpanTable
 from tests.pipeline.media import decoded, encode, plan_of
 
@@ -222,6 +224,20 @@ def test_a_wrong_row_is_named(line, words, folder, tmp_path) -> None:
     path.write_text(line + "\n")
     with pytest.raises(ConfigError, match=words):
         SpanTable(source(path))
+
+
+def test_metadata_at_any_depth_is_a_columns_or_the_samples_defect_and_stops_nothing() -> None:
+    """What can just be parsed can be too deep to be told of."""
+    selection = Selection(SelectionRules(columns=COLUMNS))
+    reasons = []
+    for depth in range(700, 1100):
+        text = f'{{"score": {"[" * depth}{"]" * depth}}}'
+        defect = selection.of(Sample(key="a", start_offset=0, end_offset=1, metadata=text)).defect
+        assert defect is not None
+        reasons.append(defect.reason)
+    first = reasons.index("bad_metadata")
+    assert set(reasons[:first]) <= {"bad_column"}
+    assert set(reasons[first:]) == {"bad_metadata"}
 
 
 def table_of(path: Path, names: list[str]) -> Path:
