@@ -56,6 +56,8 @@ COLUMNS = {
     "caption": "text that came with the video; null: none",
     "metadata": "JSON that came with the video; null: none",
     "token_shape": "`[t, h, w]` of indices, `[c, t, h, w]` of latents",
+    "span_index": "which span of its video the clip lies in, from 0, counted by start, then end; "
+    "null: it has none",
     "luma_mean": "mean luma of the clip's pixels, 0 (black) to 255",
     "frame_difference": "mean change of luma from a frame to the next, 0 (static) to 255; null: "
     "one frame",

@@ -29,11 +29,18 @@ from pipeline.errors import ConfigError
 from pipeline.resolve import clip_plan, shard_patterns
 from pipeline.resolve_spans import check_spans
 from pipeline.suggest import did_you_mean
+from pipeline.sweep_places import own_places
 
 CHOSEN_GROUPS = {"dataset": "dataset.name", "tokenizer": "tokenizer.name"}
 """Groups that the user must choose with a plus, and the key that each of them sets."""
 
-TEXT_KEYS = ("dataset.shards", "dataset.path", "output.root", "tokenizer.checkpoint")
+TEXT_KEYS = (
+    "dataset.shards",
+    "dataset.path",
+    "dataset.spans",
+    "output.root",
+    "tokenizer.checkpoint",
+)
 """Keys whose values are paths or patterns."""
 
 
@@ -150,38 +157,6 @@ def jobs_of(arguments: Sequence[str], primary: str, out_key: str) -> list[list[s
     ]
 
 
-def own_places(
-    places: Sequence[str], jobs: Sequence[Sequence[str]], swept: Sequence[str]
-) -> list[str]:
-    """The places, each with a further folder where one is named twice.
-
-    Args:
-        places: where the jobs would write.
-        jobs: their overrides.
-        swept: keys that differ between jobs, those of groups with their plus.
-
-    >>> own_places(["out", "out"], [["a.fps=[3]"], ["a.fps=[3,8]"]], ["a.fps"])
-    ['out/fps=3', 'out/fps=3+8']
-    """
-    fewest = [key for key in swept if "." in key]  # groups have a name, which most places hold
-    found = list(places)
-    for keys in (fewest, swept):
-        if len(set(found)) == len(found):
-            break
-        found = [f"{place}/{_named(job, keys)}" for place, job in zip(places, jobs, strict=True)]
-    return found
-
-
-def _named(job: Sequence[str], keys: Sequence[str]) -> str:
-    """``fps=3+8,tail=pad``: what a job has of the keys, in letters that suit any storage."""
-    values = dict(override.split("=", 1) for override in job if "=" in override)
-    parts = []
-    for key in keys:
-        value = re.sub(r"[^A-Za-z0-9._-]+", "+", values[key]).strip("+")
-        parts.append(f"{key.lstrip('+').rsplit('.', 1)[-1]}={value}")
-    return ",".join(parts)
-
-
 def run_each(jobs: Sequence[Sequence[str]], run: Callable[[], None]) -> None:
     """Let Hydra run one command line after the other; ends with the first status that is not 0.
 
@@ -232,6 +207,9 @@ def compose_overrides(
         schema = OmegaConf.get_type(ConfigStore.instance().load(f"{primary}_schema.yaml").node)
         assert schema is not None
         text = one_line(error)
+        missed = re.search(r"Missing mandatory value: (\w+)$", text)  # a key of what is not chosen
+        if missed and missed[1] in groups():
+            raise ConfigError(nothing_chosen(missed[1])) from error
         raise ConfigError(text + did_you_mean(text, overrides, schema, groups())) from error
     finally:
         GlobalHydra.instance().clear()
@@ -277,8 +255,12 @@ def require_groups(config: DictConfig, groups: Mapping[str, str] = CHOSEN_GROUPS
     for group, key in groups.items():
         section, field = key.split(".")
         if OmegaConf.is_missing(config, section) or OmegaConf.is_missing(config[section], field):
-            names = ", ".join(options_of(group))
-            raise ConfigError(f"no {group} chosen; add +{group}=NAME, one of: {names}")
+            raise ConfigError(nothing_chosen(group))
+
+
+def nothing_chosen(group: str) -> str:
+    """What to say where a group must be chosen and is not."""
+    return f"no {group} chosen; add +{group}=NAME, one of: {', '.join(options_of(group))}"
 
 
 def to_dataclasses(config: DictConfig) -> Any:

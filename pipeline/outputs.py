@@ -32,6 +32,9 @@ SHORT_KEYS = {
 OWN_SECTIONS = ("tokenizer", "sampling", "encoder", "output", "quality")
 """Sections whose keys an entry may give with their section; others are of the whole run."""
 
+FREE_FORM = (r"tokenizer\.options", r"output\.storage_options")
+"""Among them, keys that hold whatever is given."""
+
 MOST = 16
 """Outputs of a run: each has a model of its own in the memory of every worker."""
 
@@ -68,22 +71,24 @@ def runs_of(config: DictConfig, arguments: Sequence[str]) -> list[RunConfig]:
 
 def _run_of(entry: Any, overrides: Sequence[str], config_dir: str | None) -> RunConfig:
     """What an entry composes, on top of the command line."""
-    if not isinstance(entry, dict):
-        raise ConfigError(f"an entry like {{tokenizer: fsq_4x8x8}} is needed, got {entry!r}")
+    if not isinstance(entry, dict) or not entry:
+        given = "an empty one" if entry == {} else repr(entry)
+        raise ConfigError(f"an entry like {{tokenizer: fsq_4x8x8}} is needed, got {given}")
     own = dict(entry)
     name = str(own.pop("name", None) or name_of(entry))
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+,-]*", name):
-        raise ConfigError(f"name must be letters, digits and ._=+,- only, got {name!r}")
     tokenizer = own.pop("tokenizer", None)
     lines = [line for line in overrides if not re.match(r"\+{0,2}outputs=", line)]
     if tokenizer is not None:
         lines = [line for line in lines if not re.match(r"\+?tokenizer=", line)]
         lines.append(f"{'' if _has_tokenizer(lines, config_dir) else '+'}tokenizer={tokenizer}")
-    lines += ["outputs=null", *(f"{_key(key)}={spelled(value)}" for key, value in own.items())]
+    keys = _keys(own)
+    if "output.root" not in keys and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+,-]*", name):
+        raise ConfigError(f"name must be letters, digits and ._=+,- only, got {name!r}")
+    lines += ["outputs=null", *(f"{_plus(key)}{key}={spelled(own[keys[key]])}" for key in keys)]
     config = compose.compose_overrides(lines, config_dir)
     compose.require_groups(config)
     compose.check_root(config.output.root)
-    if "root" not in own:
+    if "output.root" not in keys:
         usual = f"outputs/{config.dataset.name}/{config.tokenizer.name}"
         root = config.output.root
         place = f"{f'outputs/{config.dataset.name}' if root == usual else root}/{name}"
@@ -100,7 +105,7 @@ def name_of(entry: Mapping[str, Any]) -> str:
     """
     parts = [str(entry["tokenizer"])] if "tokenizer" in entry else []
     for key, value in entry.items():
-        if key not in ("tokenizer", "name", "root"):
+        if key not in ("tokenizer", "name", "root", "output.root"):
             text = re.sub(r"[^A-Za-z0-9._-]+", "+", str(value)).strip("+")
             parts.append(f"{str(key).rsplit('.', 1)[-1]}={text}")
     return ",".join(parts)
@@ -119,6 +124,22 @@ def spelled(value: Any) -> str:
     if isinstance(value, str):
         return compose.quote_paths([f"output.root={value}"])[0].removeprefix("output.root=")
     return json.dumps(value)
+
+
+def _keys(entry: Mapping[Any, Any]) -> dict[str, Any]:
+    """The configuration's name for each key of an entry -> the key as it is written there."""
+    keys: dict[str, Any] = {}
+    for key in entry:
+        name = _key(key)
+        if name in keys:
+            raise ConfigError(f"{name} is given twice: as {keys[name]} and as {key}")
+        keys[name] = key
+    return keys
+
+
+def _plus(key: str) -> str:
+    """What Hydra needs in front of a key that no schema has."""
+    return "++" if re.match(rf"(?:{'|'.join(FREE_FORM)})(?:\.|$)", key) else ""
 
 
 def _key(key: Any) -> str:
@@ -140,7 +161,8 @@ def _key(key: Any) -> str:
 
 def _has_tokenizer(overrides: Sequence[str], config_dir: str | None) -> bool:
     """Whether something else on the command line, an experiment, chooses a tokenizer."""
-    config = compose.compose_overrides([*overrides, "outputs=null"], config_dir)
+    others = [line for line in overrides if not re.match(r"\+{0,2}tokenizer\.", line)]
+    config = compose.compose_overrides([*others, "outputs=null"], config_dir)
     return not OmegaConf.is_missing(config, "tokenizer") and not OmegaConf.is_missing(
         config.tokenizer, "name"
     )

@@ -21,6 +21,9 @@ _TAKEN = (
     | {one.name for one in fields(TokenRow)}
 )
 
+_TABLE_VARIABLES = {"openvid": "OPENVID_TABLE", "panda70m": "PANDA70M_SPANS"}
+"""Data sets that are stretches of longer videos or a choice of them -> where else the table is."""
+
 
 def check_spans(run: RunConfig) -> None:
     """Whether spans, cuts and columns go together with the rest.
@@ -32,6 +35,12 @@ def check_spans(run: RunConfig) -> None:
     own_columns(run)
     if dataset.spans is not None and dataset.spans_key is not None:
         raise ConfigError("give dataset.spans or dataset.spans_key, not both")
+    if dataset.name in _TABLE_VARIABLES and not (dataset.spans or dataset.spans_key):
+        raise ConfigError(
+            f"dataset {dataset.name} has no table of spans: give dataset.spans=TABLE or the "
+            f"environment variable {_TABLE_VARIABLES[dataset.name]}; +dataset=folder takes whole "
+            "videos without one"
+        )
     if dataset.spans_sha256 is not None and dataset.spans is None:
         raise ConfigError("dataset.spans_sha256 is of a table: give dataset.spans=TABLE")
     if sampling.mode is SamplingMode.whole and (has_spans(run) or sampling.cuts.name != "none"):

@@ -28,12 +28,13 @@ import pyarrow.parquet as pq
 from pipeline.backends import open_filesystem, storage_errors
 from pipeline.columns import ARROW_TYPES, Columns
 from pipeline.errors import ConfigError, RunError
+from pipeline.span_columns import check_json_lines, check_names
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 MAX_SPANS = 4096
 """Of one video: a decoder child is told of them in one message."""
-_VERSION = 1
-"""Of the sorted file."""
+_VERSION = 2
+"""Of the sorted file and of what is asked of a table."""
 _CHUNK_BYTES = 8 << 20
 
 
@@ -111,7 +112,7 @@ class SpanTable:
         rows = self._table.slice(begin, at - begin).to_pylist()
         return tuple(
             SpanRow(
-                start_seconds=row["start_seconds"] or 0.0,
+                start_seconds=row["start_seconds"],
                 end_seconds=None if row["end_seconds"] == math.inf else row["end_seconds"],
                 caption=row["caption"],
                 columns={name: row[name] for name, _ in self._columns},
@@ -126,19 +127,21 @@ class SpanTable:
     def close(self) -> None:
         """Unmap; the file goes with its last user."""
         del self._table, self._keys
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pass  # somebody else has it open
-        else:
-            self._path.unlink(missing_ok=True)
-        os.close(self._file)
+        self._path.parent.mkdir(mode=0o700, exist_ok=True)  # somebody may have cleaned up
+        with _Locked(self._path.parent / ".lock"):  # else another process has just found the file
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass  # somebody else has it open
+            else:
+                self._path.unlink(missing_ok=True)
+            os.close(self._file)
 
 
 def _opened(source: SpanSource) -> tuple[str, int, Path]:
     """The table's digest; its sorted file, open under a shared lock, and the path of that."""
     folder = _own_folder()
-    with _Locked(folder / ".lock"):  # one process of the machine makes it
+    with _Locked(folder / ".lock"):  # one process of the machine makes it, none takes it away
         if source.sha256 is not None:
             path = folder / _name(source.sha256, source.columns)
             if path.exists():
@@ -250,7 +253,7 @@ def read_table(path: Path, source: SpanSource) -> pa.Table:
     """
     schema, place = table_schema(source.columns), f"dataset.spans={source.url}"
     try:
-        table = _parse(path, PurePosixPath(urlsplit(source.url).path).suffix.lower(), schema)
+        table = _parse(path, PurePosixPath(urlsplit(source.url).path).suffix.lower(), schema, place)
         if "key" not in table.column_names:
             raise ConfigError(f"{place}: no column key; it has {', '.join(table.column_names)}")
         key = table.schema.field("key").type
@@ -270,14 +273,15 @@ def _nulls(table: pa.Table, kind: pa.DataType) -> pa.ChunkedArray:
     return pa.chunked_array([pa.nulls(table.num_rows, kind)])
 
 
-def _parse(path: Path, suffix: str, schema: pa.Schema) -> pa.Table:
+def _parse(path: Path, suffix: str, schema: pa.Schema, place: str) -> pa.Table:
     if suffix == ".parquet":
         with pq.ParquetFile(path) as file:
+            check_names(file.schema_arrow.names, schema.names, place)
             names = [name for name in schema.names if name in file.schema_arrow.names]
             return file.read(columns=names, use_threads=False) if names else file.read()
     if suffix == ".csv":
         types = {field.name: field.type for field in schema}
-        return pyarrow.csv.read_csv(
+        table = pyarrow.csv.read_csv(
             path,
             read_options=pyarrow.csv.ReadOptions(use_threads=False),
             parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
@@ -288,36 +292,45 @@ def _parse(path: Path, suffix: str, schema: pa.Schema) -> pa.Table:
                 quoted_strings_can_be_null=False,
             ),
         )
+        check_names(table.column_names, schema.names, place)
+        return table
     if suffix == ".jsonl":
-        return pyarrow.json.read_json(
+        table = pyarrow.json.read_json(
             path,
             read_options=pyarrow.json.ReadOptions(use_threads=False),
             parse_options=pyarrow.json.ParseOptions(
                 explicit_schema=schema, unexpected_field_behavior="ignore"
             ),
         )
+        if table.column("start_seconds").null_count or table.column("end_seconds").null_count:
+            check_json_lines(path, schema.names, place)
+        return table
     raise ConfigError(f"dataset.spans must end in {', '.join(SUFFIXES)}, got {suffix or 'nothing'}")
 
 
 def sorted_table(table: pa.Table, url: str) -> pa.Table:
     """Rows by key, start and end; of equal ones in the table's order.
 
+    No start is 0, no end infinity: so they sort as what they mean.
+
     Raises:
         ConfigError: a row that is no span.
     """
-    start, end = table.column("start_seconds"), table.column("end_seconds")
-    zero = pc.fill_null(start, 0.0)
+    start = pc.fill_null(table.column("start_seconds"), 0.0)
+    end = pc.fill_null(table.column("end_seconds"), math.inf)
     for wrong, what in (
         (pc.is_null(table.column("key")), "has no key"),
-        (pc.invert(pc.and_(pc.is_finite(zero), pc.greater_equal(zero, 0.0))), "starts before 0"),
-        (pc.is_nan(pc.fill_null(end, 1.0)), "has an end that is no number"),
-        (pc.less_equal(pc.fill_null(end, float("inf")), zero), "does not end behind its start"),
+        (pc.invert(pc.and_(pc.is_finite(start), pc.greater_equal(start, 0.0))), "starts before 0"),
+        (pc.is_nan(end), "has an end that is no number"),
+        (pc.less_equal(end, start), "does not end behind its start"),
     ):
         at = pc.index(wrong, True).as_py()
         if at >= 0:
             row = table.slice(at, 1).to_pylist()[0]
             text = f"key={row['key']!r}, {row['start_seconds']} to {row['end_seconds']} seconds"
             raise ConfigError(f"dataset.spans={url}: row {at:,} (from 0) {what}: {text}")
+    for name, column in (("start_seconds", start), ("end_seconds", end)):
+        table = table.set_column(table.schema.get_field_index(name), name, column)
     order = pc.sort_indices(
         table, [(name, "ascending") for name in ("key", "start_seconds", "end_seconds")]
     )

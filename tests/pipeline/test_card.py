@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 import yaml
 
 from pipeline.card import COLUMNS, LICENSES, MARK
+from pipeline.resolve_spans import stored_columns
+from pipeline.schema import TokenRow
 from pipeline.storage import Storage
 from pipeline.verify import main as verify
 from tests.pipeline import runs
@@ -64,6 +67,18 @@ def test_counts_and_columns_are_those_of_the_parts(out: Path) -> None:
     assert [name.strip("`") for name in columns] == schema.names == list(COLUMNS)
     assert all(meaning != "of the data set" for _, meaning in columns.values())
     assert "indices in [0, 262,144)" in text
+
+
+def test_every_column_that_is_not_the_users_own_has_a_meaning() -> None:
+    own = ("score", "short")
+    run = runs.config(
+        *("+dataset=demo", "+tokenizer=demo", "dataset.spans=/d/spans.csv"),
+        *("dataset.columns={score: float}", "dataset.captions=[short]"),
+    )
+    stored = [name for name, _ in stored_columns(run)]
+    assert {"span_index", "luma_mean", *own} <= set(stored)
+    rows = [item.name for item in fields(TokenRow) if item.name != "columns"]
+    assert {*rows, *stored} - {*own} == set(COLUMNS)
 
 
 def test_provenance_is_that_of_the_run(out: Path) -> None:

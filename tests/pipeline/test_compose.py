@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from pipeline import compose
 from pipeline.errors import ConfigError, FingerprintMismatch, PipelineError
@@ -19,8 +20,9 @@ DEMO = ("+dataset=demo", "+tokenizer=demo")
 
 
 @pytest.fixture(autouse=True)
-def _no_shards_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WEBVID_SHARDS", raising=False)
+def _no_places_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WEBVID_SHARDS", "OPENVID_TABLE", "PANDA70M_SPANS"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def said(
@@ -44,6 +46,8 @@ MISTAKES = [
     ),
     (["+tokenizer=demo"], "no dataset chosen; add +dataset=NAME"),
     (["+dataset=demo"], "no tokenizer chosen; add +tokenizer=NAME, one of: demo, fsq_4x16x16, "),
+    (["dataset.shards=/x.tar", "+tokenizer=demo"], "error: no dataset chosen; add +dataset=NAME"),
+    (["+dataset=demo", "tokenizer.ch=8"], "error: no tokenizer chosen; add +tokenizer=NAME, one"),
     (["+dataset=nope", "+tokenizer=demo"], "'dataset/nope' Available options in 'dataset': demo"),
     (["+dataset=demo", "+tokenizer=nope"], "'tokenizer': demo fsq_4x16x16"),
     ([*DEMO, "cluster=nope"], "Available options in 'cluster': array inline local ray"),
@@ -82,6 +86,15 @@ MISTAKES = [
     ([*DEMO, "--cfg"], "argument --cfg/-c: expected one argument; see --help"),
     ([*DEMO, "--config-dir"], "argument --config-dir/-cd: expected one argument; see --help"),
     (["+dataset=webvid", "+tokenizer=demo"], "environment variable WEBVID_SHARDS"),
+    (
+        ["+dataset=panda70m", "dataset.path=/d", "+tokenizer=demo"],
+        "dataset panda70m has no table of spans: give dataset.spans=TABLE or the environment "
+        "variable PANDA70M_SPANS; +dataset=folder takes whole videos without one",
+    ),
+    (
+        ["+dataset=openvid", "dataset.path=/d", "+tokenizer=demo"],
+        "give dataset.spans=TABLE or the environment variable OPENVID_TABLE",
+    ),
     (["+dataset=tars", "+tokenizer=demo"], "dataset tars has no shards: give dataset.shards="),
     (["+dataset=tars", "dataset.shards=[1,2]", "+tokenizer=demo"], "got [1, 2]"),
     (["+dataset=folder", "+tokenizer=demo"], "give dataset.path=DIR"),
@@ -165,6 +178,13 @@ def test_several_patterns_are_a_list() -> None:
 def test_an_output_root_may_hold_an_equals_sign_and_spaces() -> None:
     run = runs.config(*DEMO, "output.root=/out/run=3 of {4}")
     assert run.output.root == "/out/run=3 of {4}"
+
+
+@pytest.mark.parametrize("place", ["/d/date=2024-01-01/s.parquet", "s3://b/my {0..3}, b.csv"])
+@pytest.mark.parametrize("key", ["dataset.spans", "dataset.path", "tokenizer.checkpoint"])
+def test_a_value_that_is_a_place_needs_no_quotes(key: str, place: str) -> None:
+    composed = compose.compose_overrides(compose.quote_paths([*DEMO, f"{key}={place}"]), None)
+    assert OmegaConf.select(composed, key) == place
 
 
 def test_shards_of_webvid_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,9 +61,44 @@ def test_an_entry_takes_the_place_of_an_experiments_tokenizer() -> None:
     assert run.sampling.fps == [3.0, 8.0]
 
 
+def test_what_the_command_line_says_of_the_tokenizer_holds_for_every_entry() -> None:
+    found = configs(
+        *BASE,
+        "+tokenizer=fsq_4x8x8",
+        "tokenizer.precision=bf16",
+        "tokenizer.checkpoint=random",
+        "outputs=[{tokenizer: fsq_4x8x8}, {tokenizer: kl_4x8x8_4chn, tokenizer.precision: fp32}]",
+    )
+    assert [run.tokenizer.name for run in found] == ["fsq_4x8x8", "kl_4x8x8_4chn"]
+    assert [run.tokenizer.precision.name for run in found] == ["bf16", "fp32"]
+    assert {run.tokenizer.checkpoint for run in found} == {"random"}
+
+
+@pytest.mark.parametrize("options", ["tokenizer.options: {gain: 4}", "tokenizer.options.gain: 4"])
+def test_an_entry_may_be_a_plugin_with_options(options: str) -> None:
+    plugin = "tokenizer: plugin, tokenizer.plugin: 'tests.pipeline.foreign:Palette'"
+    (run,) = configs(*BASE, f"outputs=[{{{plugin}, {options}}}]")
+    assert run.tokenizer.options == {"gain": 4}
+
+
+def test_output_root_is_the_root_of_an_entry() -> None:
+    found = configs(
+        *(*BASE, "+tokenizer=demo"),
+        "outputs=[{output.root: /tmp/a}, {root: /tmp/b, fps: [3], output.storage_options: {k: 1}}]",
+    )
+    assert [run.output.root for run in found] == ["/tmp/a", "/tmp/b"]
+    assert [run.output.storage_options for run in found] == [{}, {"k": 1}]
+
+
 @pytest.mark.parametrize(
     ("outputs", "message"),
     [
+        ("[{}]", r"outputs\[0\]: an entry like \{tokenizer: fsq_4x8x8\} is needed, got an empty"),
+        (
+            "[{tokenizer: demo, fps: [8], sampling.fps: [3]}]",
+            r"outputs\[0\]: sampling.fps is given twice: as fps and as sampling.fps",
+        ),
+        ("[{tokenizer: demo, root: /a, output.root: /b}]", r"output.root is given twice"),
         ("3", r"outputs must be a list of 1 to 16 entries like"),
         ("[]", r"outputs must be a list of 1 to 16 entries like"),
         ("[demo]", r"outputs\[0\]: an entry like \{tokenizer: fsq_4x8x8\} is needed, got 'demo'"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,7 +18,9 @@ import pytest
 from pipeline import span_table
 from pipeline.clip_sampler import ClipSampler
 from pipeline.errors import ConfigError, RunError
+from pipeline.reader import Sample
 from pipeline.records import TailPolicy, TimeSpan
+from pipeline.selection import Selection, SelectionRules
 from pipeline.span_table import MAX_SPANS, SpanSource, SpanTable
 from tests.pipeline.media import decoded, encode, plan_of
 
@@ -157,6 +162,48 @@ def test_a_machine_makes_one_file_and_its_last_user_takes_it_away(
     assert list(folder.glob("*.arrow")) == []
 
 
+def test_spans_without_start_or_end_are_counted_as_what_they_mean(folder, tmp_path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("key,start_seconds,end_seconds\na,3,8\na,,\na,0,6\na,,5\na,3,\n")
+    table = SpanTable(source(path))
+    assert [(row.start_seconds, row.end_seconds) for row in table.spans("a")] == [
+        (0.0, 5.0),
+        (0.0, 6.0),
+        (0.0, None),
+        (3.0, 8.0),
+        (3.0, None),
+    ]
+    table.close()
+
+
+def _open_and_close(source_: SpanSource, times: int) -> None:
+    for _ in range(times):
+        SpanTable(source_).close()
+
+
+def test_processes_that_open_and_close_one_table_at_once_never_miss_its_file(
+    folder, tmp_path
+) -> None:
+    path = written(tmp_path / "t.csv")
+    first = SpanTable(source(path))
+    first.close()
+    known = source(path, sha256=first.sha256)
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_open_and_close, args=(known, 60)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert list(folder.glob("*.arrow")) == []
+
+
+def test_a_table_closes_though_its_folder_was_cleaned_up(folder, tmp_path) -> None:
+    table = SpanTable(source(written(tmp_path / "t.csv")))
+    shutil.rmtree(folder)
+    table.close()
+
+
 def test_another_table_than_expected_is_refused(folder, tmp_path) -> None:
     with pytest.raises(RunError, match="is another table now"):
         SpanTable(source(written(tmp_path / "t.csv"), sha256="0" * 64))
@@ -176,6 +223,87 @@ def test_a_wrong_row_is_named(line, words, folder, tmp_path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(ConfigError, match=words):
+        SpanTable(source(path))
+
+
+def test_metadata_at_any_depth_is_a_columns_or_the_samples_defect_and_stops_nothing() -> None:
+    """What can just be parsed can be too deep to be told of."""
+    selection = Selection(SelectionRules(columns=COLUMNS))
+    reasons = []
+    for depth in range(700, 1100):
+        text = f'{{"score": {"[" * depth}{"]" * depth}}}'
+        defect = selection.of(Sample(key="a", start_offset=0, end_offset=1, metadata=text)).defect
+        assert defect is not None
+        reasons.append(defect.reason)
+    first = reasons.index("bad_metadata")
+    assert set(reasons[:first]) <= {"bad_column"}
+    assert set(reasons[first:]) == {"bad_metadata"}
+
+
+def table_of(path: Path, names: list[str]) -> Path:
+    """One row: a key, and numbers in the columns of the other names."""
+    values = ["a", *range(1, len(names))]
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table([pa.array([value]) for value in values], names=names), path)
+    elif path.suffix == ".csv":
+        path.write_text(f"{','.join(names)}\n{','.join(map(str, values))}\n")
+    else:
+        path.write_text(json.dumps(dict(zip(names, values, strict=True))) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("names", "column", "meant"),
+    [
+        (["key", "start", "end"], "start", "start_seconds"),
+        (["key", " start_seconds", " end_seconds"], " start_seconds", "start_seconds"),
+        (["key", "start_seconds", "End_Time"], "End_Time", "end_seconds"),
+        (["key", "clipStart", "end_seconds"], "clipStart", "start_seconds"),
+    ],
+)
+def test_a_misnamed_column_is_not_taken_for_whole_videos(
+    names, column, meant, suffix, folder, tmp_path
+) -> None:
+    words = rf"t\.{suffix}: column '{column}' is not read; did you mean {meant}\?"
+    with pytest.raises(ConfigError, match=words):
+        SpanTable(source(table_of(tmp_path / f"t.{suffix}", names)))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["key"],
+        ["key", "trend", "end_credits", "started_by"],
+        ["key", "start_seconds", "end_seconds", "start", "end"],
+    ],
+    ids=len,
+)
+def test_other_columns_are_the_users_own_affair(names, suffix, folder, tmp_path) -> None:
+    table = SpanTable(source(table_of(tmp_path / f"t.{suffix}", names)))
+    assert table.spans("a")[0].start_seconds == ("start_seconds" in names)
+    table.close()
+
+
+def test_a_column_of_a_near_name_that_is_asked_for_is_read(folder, tmp_path) -> None:
+    path = table_of(tmp_path / "t.jsonl", ["key", "start", "end"])
+    table = SpanTable(source(path, columns=(("start", "float"), ("end", "int"))))
+    assert table.spans("a")[0].columns == {"start": 1.0, "end": 2}
+    table.close()
+
+
+def test_one_misnamed_row_among_others_is_found(folder, tmp_path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"key": "a", "start_seconds": 1}\n{"key": "b", "start": 1, "caption": "x"}\n')
+    with pytest.raises(ConfigError, match="column 'start' is not read"):
+        SpanTable(source(path))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_column_that_is_there_twice_is_named(suffix, folder, tmp_path) -> None:
+    path = table_of(tmp_path / f"t.{suffix}", ["key", "score", "score"])
+    with pytest.raises(ConfigError, match=rf"t\.{suffix}: column score is there twice"):
         SpanTable(source(path))
 
 
