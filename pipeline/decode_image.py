@@ -22,6 +22,7 @@ from pipeline.decode_pictures import Work, described
 from pipeline.errors import VideoError
 from pipeline.exif import exif_orientation, is_animated_webp
 from pipeline.limits import check_pixels, ffmpeg_max_pixels
+from pipeline.pixel_stats import pixel_sums
 from pipeline.records import (
     IMAGE_FPS,
     Clip,
@@ -103,6 +104,7 @@ def decode_image(
 
 def _clip(picture: RgbFrame, new_frames: NewFrames | None, *, span_index: int | None) -> Clip:
     out = new_frames((1, *picture.shape)) if new_frames else None
+    frames = np.stack([picture], out=out)
     return Clip(
         fps=IMAGE_FPS,
         clip_index=0,
@@ -110,8 +112,9 @@ def _clip(picture: RgbFrame, new_frames: NewFrames | None, *, span_index: int | 
         start_seconds=0.0,
         end_seconds=0.0,
         frame_seconds=(0.0,),
-        frames=np.stack([picture], out=out),
+        frames=frames,
         span_index=span_index,
+        pixels=pixel_sums(frames),
     )
 
 

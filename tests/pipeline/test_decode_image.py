@@ -8,6 +8,7 @@ import pytest
 from pipeline.decode_image import decode_image
 from pipeline.errors import VideoError
 from pipeline.exif import exif_orientation
+from pipeline.pixel_stats import pixel_columns
 from pipeline.records import IMAGE_FPS, Clip, DecodeSummary, TimeSpan, VideoLimits
 from pipeline.transforms import Orientation
 from tests.pipeline import media, pictures
@@ -143,6 +144,14 @@ def test_an_image_with_spans_belongs_to_the_first() -> None:
     data = pictures.jpeg(pictures.corners())
     _, clip = next(decode_image(data, (media.plan_of(8.0),), VideoLimits(), spans=spans))
     assert clip.span_index == 0
+
+
+@pytest.mark.parametrize(("shade", "black"), [(0, 1.0), (200, 0.0)])
+def test_an_image_says_how_bright_and_how_black_it_is(shade: int, black: float) -> None:
+    clip, _ = decoded(pictures.image(np.full((64, 64, 3), shade, np.uint8)))
+    assert clip.pixels is not None
+    found = pixel_columns([clip.pixels])
+    assert found == {"luma_mean": shade, "frame_difference": None, "black_fraction": black}
 
 
 def large() -> bytes:
