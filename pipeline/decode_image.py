@@ -21,6 +21,7 @@ from pipeline.decode import Item, NewFrames
 from pipeline.decode_pictures import Work, described
 from pipeline.errors import VideoError
 from pipeline.exif import exif_orientation, is_animated_webp
+from pipeline.gif import is_whole_gif
 from pipeline.limits import check_pixels, ffmpeg_max_pixels
 from pipeline.pixel_stats import pixel_sums
 from pipeline.records import (
@@ -129,6 +130,8 @@ def _decoded(data: bytes, limits: VideoLimits) -> tuple[VideoStream, VideoFrame]
     with open_video(data, limits) as container:
         if container.format.name not in IMAGE_FORMATS:
             raise VideoError("not_an_image", f"the file is {container.format.name}")
+        if container.format.name == "gif" and not is_whole_gif(data):
+            raise VideoError("truncated", "a GIF without its end")
         stream = video_stream(container)
         check_pixels(stream.codec_context.width, stream.codec_context.height, limits)
         stream.codec_context.thread_count = 1
