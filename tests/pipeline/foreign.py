@@ -120,6 +120,35 @@ class Swapped(Palette):
         return super().decode(tokens).flip(-1)
 
 
+class HalfTheRows(Palette):
+    def decode(self, tokens: Tensor) -> Tensor:
+        return super().decode(tokens)[:, :, ::2]
+
+
+class RaisesInFactory(Palette):
+    """Opens a file that is not there."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        open("no_such_weights.pt")
+
+
+class RaisesInWeights(Palette):
+    def weights(self) -> CheckpointInfo:
+        raise OSError("the disk\nis gone")
+
+
+class RaisesInLoad(Palette):
+    def load(self, device: str) -> None:
+        raise KeyError("encoder.conv_in")
+
+
+class TorchInFingerprint(Palette):
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.spec = replace(self.spec, fingerprint={"dtype": torch.float16})
+
+
 class NotANumber:
     """Latents that are sometimes none."""
 
