@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -130,7 +131,7 @@ class RaisesInFactory(Palette):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        open("no_such_weights.pt")
+        Path("no_such_weights.pt").read_bytes()
 
 
 class RaisesInWeights(Palette):
