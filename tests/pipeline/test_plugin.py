@@ -198,7 +198,10 @@ def test_ray_workers_find_the_plugin_and_give_the_same_tokens(
             f"tokenizer.plugin {HERE}:RaisesInFactory cannot be made with options {{}}: "
             "FileNotFoundError: [Errno 2] No such file or directory: 'no_such_weights.pt'",
         ),
-        (f"{HERE}:RaisesInWeights", "tokenizer 'mine': weights() failed: OSError: the disk is gone"),
+        (
+            f"{HERE}:RaisesInWeights",
+            "tokenizer 'mine': weights() failed: OSError: the disk is gone",
+        ),
         (f"{HERE}:RaisesInLoad", "tokenizer 'mine': load() failed: KeyError: 'encoder.conv_in'"),
         (
             f"{HERE}:TorchInFingerprint",
