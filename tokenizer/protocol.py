@@ -6,6 +6,7 @@ Standard library only: a specification can be read without torch.
 
 from __future__ import annotations
 
+import enum
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -128,12 +129,18 @@ class TokenSpec:
 
 
 def _is_plain(values: Mapping[str, Any]) -> bool:
-    """Whether JSON can hold them."""
+    """Whether JSON can hold them, members of enums by their names."""
     try:
-        json.dumps(dict(values))
+        json.dumps(dict(values), default=_name)
     except (TypeError, ValueError):
         return False
     return True
+
+
+def _name(value: object) -> str:
+    if isinstance(value, enum.Enum):
+        return value.name
+    raise TypeError(f"{type(value).__name__} is no plain value")
 
 
 class Tokenizer(Protocol):
