@@ -27,10 +27,9 @@ def plugin_code(
     """
     try:
         yield
-    except (PipelineError, TokenizerError, *besides):
-        raise
     except Exception as error:
-        if not isinstance(config, PluginConfig):
+        is_told = isinstance(error, (PipelineError, TokenizerError, *besides))
+        if is_told or not isinstance(config, PluginConfig):
             raise
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"tokenizer {config.name!r}: {call} failed: {said}") from error
