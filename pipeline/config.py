@@ -141,6 +141,11 @@ class TokenizerSection(TokenizerConfig):
 
     def __post_init__(self) -> None:
         """Check the family's fields, or that a plugin is not given any of them."""
+        if self.plugin == "":
+            raise ValueError(
+                "tokenizer=plugin needs tokenizer.plugin=package.module:factory, or the name of an "
+                "entry point"
+            )
         if self.plugin is None:
             if self.options:
                 raise ValueError("tokenizer.options is for tokenizer.plugin")

@@ -21,7 +21,9 @@ from pipeline.decode import Item, NewFrames
 from pipeline.decode_pictures import Work, described
 from pipeline.errors import VideoError
 from pipeline.exif import exif_orientation, is_animated_webp
+from pipeline.gif import is_whole_gif
 from pipeline.limits import check_pixels, ffmpeg_max_pixels
+from pipeline.pixel_stats import pixel_sums
 from pipeline.records import (
     IMAGE_FPS,
     Clip,
@@ -103,6 +105,7 @@ def decode_image(
 
 def _clip(picture: RgbFrame, new_frames: NewFrames | None, *, span_index: int | None) -> Clip:
     out = new_frames((1, *picture.shape)) if new_frames else None
+    frames = np.stack([picture], out=out)
     return Clip(
         fps=IMAGE_FPS,
         clip_index=0,
@@ -110,8 +113,9 @@ def _clip(picture: RgbFrame, new_frames: NewFrames | None, *, span_index: int | 
         start_seconds=0.0,
         end_seconds=0.0,
         frame_seconds=(0.0,),
-        frames=np.stack([picture], out=out),
+        frames=frames,
         span_index=span_index,
+        pixels=pixel_sums(frames),
     )
 
 
@@ -126,6 +130,8 @@ def _decoded(data: bytes, limits: VideoLimits) -> tuple[VideoStream, VideoFrame]
     with open_video(data, limits) as container:
         if container.format.name not in IMAGE_FORMATS:
             raise VideoError("not_an_image", f"the file is {container.format.name}")
+        if container.format.name == "gif" and not is_whole_gif(data):
+            raise VideoError("truncated", "a GIF without its end")
         stream = video_stream(container)
         check_pixels(stream.codec_context.width, stream.codec_context.height, limits)
         stream.codec_context.thread_count = 1

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from pipeline.errors import QualityCollapsed, RunError
 from pipeline.fingerprint import cpu_model
+from pipeline.plugin_code import plugin_code
 from pipeline.schema import TokenFormat
 from tokenizer import AnyConfig, Tokenizer, TokenizerError, check_tokens, open_tokenizer
 
@@ -106,7 +107,8 @@ class ClipEncoder:
 
         Raises:
             TokenizerError: the checkpoint does not fit.
-            RunError: its weights are not those that the run was planned with, or memory is short.
+            RunError: its weights are not those that the run was planned with, memory is short, or a
+                plugin's own code fails.
         """
         began = time.perf_counter()
         if spec.compiled:
@@ -118,9 +120,12 @@ class ClipEncoder:
             keep_freed_memory()
         self._spec, self._torch = spec, torch
         self._tokenizer = spec.open()
-        with self._out_of_memory():
+        # on a GPU these may be the device's errors: another worker may have more luck
+        besides = () if spec.device == "cpu" else (RuntimeError,)
+        with plugin_code(spec.tokenizer, "load()", besides=besides), self._out_of_memory():
             self._tokenizer.load(spec.device)
-        found = self._tokenizer.weights().digest
+        with plugin_code(spec.tokenizer, "weights()", besides=besides):
+            found = self._tokenizer.weights().digest
         if found != spec.token_format.checkpoint_digest:
             raise RunError(
                 f"the checkpoint on this machine has digest {found[:12]}, the run was planned with "

@@ -35,6 +35,9 @@ OWN_SECTIONS = ("tokenizer", "sampling", "encoder", "output", "quality")
 FREE_FORM = (r"tokenizer\.options", r"output\.storage_options")
 """Among them, keys that hold whatever is given."""
 
+OF_THE_PROCESS = ("device", "threads", "decoders")
+"""Keys of ``encoder`` that no entry has for itself: one process serves all outputs."""
+
 MOST = 16
 """Outputs of a run: each has a model of its own in the memory of every worker."""
 
@@ -66,6 +69,7 @@ def runs_of(config: DictConfig, arguments: Sequence[str]) -> list[RunConfig]:
         except ConfigError as error:
             raise ConfigError(f"outputs[{number}]: {error}") from error
     _check_places(runs)
+    _check_process(runs)
     return runs
 
 
@@ -181,4 +185,18 @@ def _check_places(runs: Sequence[RunConfig]) -> None:
             raise ConfigError(
                 f"outputs[{other}] and outputs[{number}] would both write to {run.output.root}: "
                 "give one of them a name"
+            )
+
+
+def _check_process(runs: Sequence[RunConfig]) -> None:
+    """Whether all outputs ask for the same process: torch's threads, a GPU, decoder children.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    for name in OF_THE_PROCESS:
+        if len({getattr(run.encoder, name) for run in runs}) > 1:
+            raise ConfigError(
+                f"encoder.{name} is of the process that serves all outputs: give it once, outside "
+                "of outputs"
             )

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.encode import Encoder, Frames
+from pipeline.errors import QualityCollapsed
 from pipeline.film import spread
 from pipeline.png import png
 from pipeline.quality_gate import PsnrGate, QualityRules
@@ -75,7 +76,7 @@ class Reconstructions:
             tokens: int32 ``[t, h, w]``, or float32 ``[2c, t, h, w]``.
 
         Raises:
-            QualityCollapsed: this and the ones before are too bad.
+            QualityCollapsed: this and the ones before are too bad, or it is of another size.
             RunError: the decoder gave no such frames, or memory is short.
         """
         if not self.chooses(video, fps, clip_index):
@@ -84,7 +85,12 @@ class Reconstructions:
         made = self._decode(tokens)
         if made is None:  # a tokenizer without a decoder
             return NOT_LOOKED
-        made = made[: len(frames)]
+        if (shown := made[: len(frames)]).shape != frames.shape:
+            raise QualityCollapsed(
+                f"decode gave {list(made.shape)} for a clip of {list(frames.shape)}: correct "
+                "decode, or leave it out"
+            )
+        made = shown
         psnr = frame_psnr(frames, made)
         name = clip_id(video.shard, video.sample.key, fps, clip_index)
         logger.info("recon_psnr of %s: %.2f dB", name, psnr)

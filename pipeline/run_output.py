@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Protocol
 from pipeline import resolve
 from pipeline.batch_probe import ProbeResult, probe_batch
 from pipeline.canary import reference_tokens
-from pipeline.chosen_tokenizer import tokenizer_of
+from pipeline.chosen_tokenizer import model_config, tokenizer_of
 from pipeline.config import ChangedInputs, RunConfig
 from pipeline.encode import EncoderSpec
 from pipeline.errors import ConfigError
 from pipeline.planning import Plan, make_plan
+from pipeline.plugin_code import plugin_code
 from pipeline.reader import Source
 from pipeline.records import CanaryMode, Retry, Variant
 from pipeline.resolve_sampling import describe_variant
@@ -63,8 +64,15 @@ class RunOutput:
 
 
 def read_weights(run: RunConfig) -> CheckpointInfo:
-    """Digest of the weights; random ones are said to be random."""
-    return tokenizer_of(run).weights()
+    """Digest of the weights; random ones are said to be random.
+
+    Raises:
+        ConfigError: a plugin that cannot say it.
+        TokenizerError: they are not there or broken.
+    """
+    tokenizer = tokenizer_of(run)
+    with plugin_code(model_config(run), "weights()"):
+        return tokenizer.weights()
 
 
 def open_outputs(runs: Sequence[RunConfig]) -> list[RunOutput]:

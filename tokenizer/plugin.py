@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenizer.config import TokenizerConfig
-from tokenizer.errors import ConfigError
+from tokenizer.errors import ConfigError, TokenizerError
 from tokenizer.protocol import Setting, Tokenizer, TokenSpec
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def open_tokenizer(
         decoder: whether ``load`` makes ``decode`` possible; plugins decide for themselves.
 
     Raises:
-        ConfigError: no such plugin, or one that lacks what the Protocol wants.
+        ConfigError: no such plugin, one whose code fails, or that lacks what the Protocol wants.
+        TokenizerError: what else a plugin raises of these.
     """
     source = None if checkpoint is None else str(checkpoint)
     if isinstance(config, TokenizerConfig):
@@ -84,6 +85,8 @@ def _factory(plugin: str) -> Callable[[Setting], Any]:
     module, colon, name = plugin.partition(":")
     if not colon:
         return _entry_point(plugin)
+    if not module or module.startswith("."):
+        raise ConfigError(WANTED, f"{plugin!r} names no module: package.module:factory is needed")
     try:
         found: Any = importlib.import_module(module)
     except ImportError as error:
@@ -92,6 +95,8 @@ def _factory(plugin: str) -> Callable[[Setting], Any]:
             f"{plugin}: cannot import {module}: {error}; install its package, or put its folder "
             "into PYTHONPATH (on every machine)",
         ) from error
+    except Exception as error:  # it is somebody's code, which runs when it is imported
+        raise ConfigError(WANTED, f"{plugin}: importing {module} failed: {_said(error)}") from error
     if not callable(made := getattr(found, name, None)):
         raise ConfigError(WANTED, f"{plugin}: module {module} has no function or class {name!r}")
     return cast("Callable[[Setting], Any]", made)
@@ -112,17 +117,28 @@ def _entry_point(name: str) -> Callable[[Setting], Any]:
         raise ConfigError(
             WANTED, f"entry point {name} = {known[name].value}: {error}; reinstall its package"
         ) from error
+    except Exception as error:
+        raise ConfigError(
+            WANTED, f"entry point {name} = {known[name].value}: importing failed: {_said(error)}"
+        ) from error
 
 
 def _call(factory: Callable[[Setting], Any], setting: Setting, plugin: str) -> Any:
     try:
         return factory(setting)
-    except (TypeError, KeyError) as error:
+    except TokenizerError:
+        raise  # it is one line already
+    except Exception as error:  # somebody's code may raise anything
         raise ConfigError(
             WANTED,
-            f"{plugin} cannot be made with options {dict(setting.options)}: "
-            f"{type(error).__name__}: {error}; it is called with one tokenizer.Setting",
+            f"{plugin} cannot be made with options {dict(setting.options)}: {_said(error)}; "
+            "it is called with one tokenizer.Setting",
         ) from error
+
+
+def _said(error: Exception) -> str:
+    """What is wrong, on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _check_members(made: Any, plugin: str) -> None:

@@ -6,6 +6,8 @@ Standard library only: a specification can be read without torch.
 
 from __future__ import annotations
 
+import enum
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -67,6 +69,7 @@ class TokenSpec:
             "levels": bool(self.levels) and self.codebook_size is None,
             "has_log_variance": self.has_log_variance and self.channels is None,
             "can_stream": self.can_stream and self.first_frames != 1,
+            "fingerprint": not _is_plain(self.fingerprint),
         }
         rules = {
             "stride": "must be three numbers above 0: frames, rows, columns",
@@ -75,6 +78,7 @@ class TokenSpec:
             "levels": "is for indices",
             "has_log_variance": "is for latents",
             "can_stream": "needs first_frames=1: a stream begins with one frame",
+            "fingerprint": "must be plain values (text, numbers, lists of them)",
         }
         for name, is_wrong in problems.items():
             if is_wrong:
@@ -122,6 +126,21 @@ class TokenSpec:
     def num_frames(self, latent_frames: int) -> int:
         """Frames of the clip that has so many latent frames."""
         return (latent_frames - (self.first_frames > 0)) * self.stride[0] + self.first_frames
+
+
+def _is_plain(values: Mapping[str, Any]) -> bool:
+    """Whether JSON can hold them, members of enums by their names."""
+    try:
+        json.dumps(dict(values), default=_name)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _name(value: object) -> str:
+    if isinstance(value, enum.Enum):
+        return value.name
+    raise TypeError(f"{type(value).__name__} is no plain value")
 
 
 class Tokenizer(Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -141,6 +142,35 @@ class Brightness:
 
     def encode(self, frames: Tensor) -> Tensor:
         return frames.float()[:, :, ::8, ::8, : self.channels].permute(0, 4, 1, 2, 3) / 255
+
+
+class HalfTheRows(Palette):
+    def decode(self, tokens: Tensor) -> Tensor:
+        return super().decode(tokens)[:, :, ::2]
+
+
+class RaisesInFactory(Palette):
+    """Opens a file that is not there."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        Path("no_such_weights.pt").read_bytes()
+
+
+class RaisesInWeights(Palette):
+    def weights(self) -> CheckpointInfo:
+        raise OSError("the disk\nis gone")
+
+
+class RaisesInLoad(Palette):
+    def load(self, device: str) -> None:
+        raise KeyError("encoder.conv_in")
+
+
+class TorchInFingerprint(Palette):
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.spec = replace(self.spec, fingerprint={"dtype": torch.float16})
 
 
 class NotANumber:

@@ -8,6 +8,8 @@ import pytest
 from pipeline.decode_image import decode_image
 from pipeline.errors import VideoError
 from pipeline.exif import exif_orientation
+from pipeline.gif import is_whole_gif
+from pipeline.pixel_stats import pixel_columns
 from pipeline.records import IMAGE_FPS, Clip, DecodeSummary, TimeSpan, VideoLimits
 from pipeline.transforms import Orientation
 from tests.pipeline import media, pictures
@@ -145,6 +147,28 @@ def test_an_image_with_spans_belongs_to_the_first() -> None:
     assert clip.span_index == 0
 
 
+@pytest.mark.parametrize(("shade", "black"), [(0, 1.0), (200, 0.0)])
+def test_an_image_says_how_bright_and_how_black_it_is(shade: int, black: float) -> None:
+    clip, _ = decoded(pictures.image(np.full((64, 64, 3), shade, np.uint8)))
+    assert clip.pixels is not None
+    found = pixel_columns([clip.pixels])
+    assert found == {"luma_mean": shade, "frame_difference": None, "black_fraction": black}
+
+
+def gif() -> bytes:
+    return pictures.moving(3)
+
+
+def test_a_gif_is_whole_when_its_trailer_is_there_whatever_stands_behind_it() -> None:
+    data = gif()
+    assert is_whole_gif(data)
+    assert is_whole_gif(data + b"\0\0 and more")
+    whole = [size for size in range(len(data)) if is_whole_gif(data[:size])]
+    assert whole == [], "no beginning of it is"
+    assert not is_whole_gif(data[: len(data) // 2] + bytes(len(data))), "zeros are no rest"
+    assert pixels(data).max() <= 4
+
+
 def large() -> bytes:
     return pictures.image(np.zeros((300, 300, 3), np.uint8))
 
@@ -158,6 +182,8 @@ def large() -> bytes:
         (large(), {"video_bytes": 100}, "too_large"),
         (pictures.jpeg(pictures.corners())[:-300], {}, "decode_error"),
         (pictures.image(pictures.corners())[:-40], {}, "decode_error"),
+        (gif()[: len(gif()) // 2], {}, "truncated"),
+        (gif()[:-1], {}, "truncated"),
         (media.encode([0, 1, 2]), {}, "not_an_image"),
         (pictures.moving(3, "webp", "libwebp_anim", "bgra"), {}, "not_an_image"),
     ],

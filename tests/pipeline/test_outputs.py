@@ -116,6 +116,18 @@ def test_output_root_is_the_root_of_an_entry() -> None:
         ("[{tokenizer: demo}, {tokenizer: demo, fps: [0]}]", r"outputs\[1\]: .*sampling.fps"),
         ("[{tokenizer: demo, name: ../x}]", r"outputs\[0\]: name must be letters"),
         ("[{tokenizer: demo}, {tokenizer: demo}]", r"would both write to outputs/tars/demo"),
+        (
+            "[{tokenizer: demo, encoder.threads: 1}, {tokenizer: demo, resolution: 64}]",
+            r"^encoder\.threads is of the process .*: give it once, outside of outputs$",
+        ),
+        (
+            "[{tokenizer: demo}, {tokenizer: demo, resolution: 64, encoder.device: cpu}]",
+            r"^encoder\.device is of the process",
+        ),
+        (
+            "[{tokenizer: demo}, {tokenizer: demo, resolution: 64, encoder.decoders: 3}]",
+            r"^encoder\.decoders is of the process",
+        ),
         ("[{tokenizer: demo, resolution: 30}]", r"outputs\[0\]: sampling does not suit"),
     ],
 )

@@ -188,10 +188,34 @@ def test_ray_workers_find_the_plugin_and_give_the_same_tokens(
         ),
         (f"{HERE}:WrongDtype", "encode gave torch.int64, its spec wants torch.int32: add .to(torc"),
         (f"{HERE}:BeyondTheCodebook", "its spec says 0..63: correct TokenSpec.codebook_size"),
+        (":Vae", "tokenizer.plugin ':Vae' names no module: package.module:factory is needed"),
+        (
+            "broken_module:Vae",
+            "tokenizer.plugin broken_module:Vae: importing broken_module failed: SyntaxError: ",
+        ),
+        (
+            f"{HERE}:RaisesInFactory",
+            f"tokenizer.plugin {HERE}:RaisesInFactory cannot be made with options {{}}: "
+            "FileNotFoundError: [Errno 2] No such file or directory: 'no_such_weights.pt'",
+        ),
+        (
+            f"{HERE}:RaisesInWeights",
+            "tokenizer 'mine': weights() failed: OSError: the disk is gone",
+        ),
+        (f"{HERE}:RaisesInLoad", "tokenizer 'mine': load() failed: KeyError: 'encoder.conv_in'"),
+        (
+            f"{HERE}:TorchInFingerprint",
+            "TokenSpec.fingerprint must be plain values (text, numbers, lists of them), got "
+            "{'dtype': torch.float16}",
+        ),
+        ("", "tokenizer=plugin needs tokenizer.plugin=package.module:factory, or the name of an"),
         (f"{HERE}:Dice", "tokenizer 'mine' is not deterministic: encoding the canary clip twice"),
     ],
 )
-def test_a_bad_plugin_is_one_line(plugin: str, line: str, shards: str, tmp_path: Path) -> None:
+def test_a_bad_plugin_is_one_line(
+    plugin: str, line: str, shards: str, my_vae: Path, tmp_path: Path
+) -> None:
+    (my_vae / "broken_module.py").write_text("class Vae(:\n")
     with pytest.raises(PipelineError) as caught:
         run(plugin, shards, tmp_path)
     assert line in str(caught.value)
@@ -203,12 +227,22 @@ def test_a_bad_plugin_is_one_line(plugin: str, line: str, shards: str, tmp_path:
     ("override", "line"),
     [
         ("tokenizer.ch=8", "tokenizer.ch is for tokenizers of the family"),
+        (
+            "+tokenizer.options.gain=abc",
+            f"{HERE}:Palette cannot be made with options {{'gain': 'abc'}}: ValueError: could not "
+            "convert string to float: 'abc'",
+        ),
         ("sampling.clip_frames=10", "expected 1 + k*8 frames, height a multiple of 4"),
     ],
 )
 def test_what_does_not_suit_a_plugin_is_refused(override: str, line: str, shards: str) -> None:
     with pytest.raises(PipelineError, match=re.escape(line)):
         runs.config(*overrides(BOTH["palette"][0], shards, Path("out"), override))
+
+
+def test_a_plugin_that_is_not_named_is_asked_for() -> None:
+    with pytest.raises(PipelineError, match=r"^tokenizer=plugin needs tokenizer\.plugin=package"):
+        runs.config("+dataset=demo", "+tokenizer=plugin")
 
 
 def test_a_tokenizer_of_the_family_takes_no_options(shards: str) -> None:

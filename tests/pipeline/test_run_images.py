@@ -92,6 +92,18 @@ def test_a_mixed_tar_gives_rows_of_one_frame_and_of_clips(out) -> None:
     assert rows["v0b#0"]["fps"] == 8.0
 
 
+def test_images_have_quality_columns_but_nothing_in_them_moves(out) -> None:
+    rows = rows_of(out)
+    for number in range(6):
+        row = rows[f"i{number}#0"]
+        luma = scene(number) @ [0.299, 0.587, 0.114]
+        assert abs(row["luma_mean"] - luma.mean()) < 12  # the picture is cropped to a square
+        assert row["black_fraction"] == pytest.approx((luma <= 16).mean(), abs=0.1)
+        assert row["frame_difference"] is None
+        assert row["token_entropy"] >= 0
+    assert rows["v0#0"]["frame_difference"] > 0
+
+
 def test_what_is_no_image_or_too_many_of_them_is_quarantined(out) -> None:
     assert quarantined(out) == {
         "two": "several_images",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -135,6 +136,14 @@ def test_ray_chooses_the_same_clips(shards: str, tmp_path: Path) -> None:
 def test_swapped_channels_stop_a_run_and_quarantine_nothing(shards: str, tmp_path: Path) -> None:
     with pytest.raises(QualityCollapsed, match=r"below quality\.min_recon_psnr=12") as raised:
         run(shards, tmp_path / "out", plugin="Swapped")
+    assert "\n" not in str(raised.value)
+    assert runs.quarantined(tmp_path / "out") == {}
+
+
+def test_a_decoder_of_another_size_stops_a_run_with_one_line(shards: str, tmp_path: Path) -> None:
+    line = "decode gave [9, 16, 32, 3] for a clip of [9, 32, 32, 3]: correct decode, or leave it"
+    with pytest.raises(QualityCollapsed, match=re.escape(line)) as raised:
+        run(shards, tmp_path / "out", plugin="HalfTheRows")
     assert "\n" not in str(raised.value)
     assert runs.quarantined(tmp_path / "out") == {}
 
