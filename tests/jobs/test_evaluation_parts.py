@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -45,3 +47,38 @@ def test_work_counts_all_of_its_time_but_that_spent_elsewhere(
     now += limits.cpu_seconds
     with pytest.raises(VideoError, match="too_much_work"):
         work.check(1, 100)
+
+
+CROWDED = """
+import time
+from types import SimpleNamespace
+import ray
+from jobs.evaluation import workers
+from pipeline import driver
+from pipeline.cluster import Cluster
+from pipeline.config import ClusterConfig, ClusterKind, Device
+from jobs.evaluation.records import JudgeSpec
+
+class Judge(workers.JudgeActor):
+    def judge(self, shard):
+        time.sleep(0.2)
+        return shard.name
+
+def start_ray(address):
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20)
+    return Cluster(nodes=tuple(driver._nodes()))
+
+workers.JudgeActor, driver.start_ray = Judge, start_ray
+names = {item: None for item in JudgeSpec.__dataclass_fields__} | {"threads": 1}
+cluster = ClusterConfig(kind=ClusterKind.local, num_workers=4, cpus_per_worker=1)
+shards = [SimpleNamespace(name=f"s{number}") for number in range(8)]
+print(sorted(workers.judged_shards(JudgeSpec(**names), shards, cluster, Device.cpu, print)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_more_workers_than_places_on_ray_still_judge_every_shard() -> None:
+    crowded = [sys.executable, "-c", CROWDED]
+    ended = subprocess.run(crowded, stdout=subprocess.PIPE, text=True, timeout=500, check=True)
+    assert ended.stdout.splitlines()[-1] == str([f"s{number}" for number in range(8)])
