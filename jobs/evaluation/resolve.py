@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pipeline import resolve
 from pipeline.chosen_tokenizer import checkpoint_path, model_config
 from pipeline.errors import ConfigError
 from tokenizer import CheckpointInfo, TokenizerConfig
+from tokenizer.fetch import file_digest
 
 
 def judge_spec(config: EvaluationConfig) -> JudgeSpec:
@@ -105,7 +105,4 @@ def settings_of(spec: JudgeSpec, weights: CheckpointInfo) -> dict[str, Any]:
 
 
 def _digest(path: str | None) -> str | None:
-    if path is None:
-        return None
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return None if path is None else file_digest(Path(path))

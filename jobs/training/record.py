@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.training.checkpoints import write_atomically
+from jobs.training.checkpoints import latest_checkpoint, write_atomically
 from pipeline.errors import RunError
 from pipeline.fingerprint import ABSENT, differences
 
@@ -40,9 +40,11 @@ def check_record(run: Path, material: Mapping[str, Any]) -> None:
         listed = "; ".join(
             f"{key} was {_text(old)}, now {_text(new)}" for key, (old, new) in differing.items()
         )
+        unused = f"; it has no checkpoint yet: remove {run} to begin anew"
         raise RunError(
             f"{run} trains another configuration: {listed} "
-            "(use the same, where only train.steps may grow, or another train.run)"
+            "(use the same, where only train.steps may grow, or another train.run"
+            f"{'' if latest_checkpoint(run) else unused})"
         )
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
 from jobs.training.beginning import begin, make_training
 from jobs.training.plan import TrainingPlan
-from jobs.training.resolve import training_plan
+from jobs.training.record import check_record, write_record
+from jobs.training.resolve import material, training_plan
 from jobs.training.workers import Worker
-from tests.jobs.test_train_tokenizer import CHOSEN, TINY, composed
+from pipeline.errors import ConfigError, RunError
+from tests.jobs.test_train_tokenizer import CHOSEN, TINY, composed, train
 
 
 def plan_of(run: Path, *arguments: str) -> TrainingPlan:
@@ -41,3 +45,41 @@ def test_a_start_without_lecams_means_still_brings_log_variance_and_discriminato
     assert float(after.objective.lecam.real_mean) == 0
     for name, value in before.objective.discriminator.state_dict().items():
         assert torch.equal(value, after.objective.discriminator.state_dict()[name]), name
+
+
+def test_a_missing_lpips_file_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"lpips\.weights=no/such\.safetensors: no such file"):
+        train(f"train.run={tmp_path}/run", "lpips.weight=1", "lpips.weights=no/such.safetensors")
+    assert not (tmp_path / "run").exists()
+    assert plan_of(tmp_path, "lpips.weights=no/such.safetensors").lpips_weights is None
+
+
+def test_lpips_weights_count_by_what_they_hold_and_workers_get_an_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name, content in (("a", b"same"), ("home/b", b"same"), ("c", b"other")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    found = []
+    for given, place in (("a", "a"), ("~/b", "home/b"), ("c", "c")):
+        config = composed(
+            *CHOSEN, *TINY, "train.run=run", "lpips.weight=1", f"lpips.weights='{given}'"
+        )
+        plan = training_plan(config, num_gpus=0, workers=1)
+        assert plan.lpips_weights == str(tmp_path / place)
+        found.append(material(config, plan))
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_record_without_a_checkpoint_says_that_it_may_be_removed(tmp_path: Path) -> None:
+    before = {"train": {"steps": 5, "batch": 2}}
+    after = {"train": {"steps": 5, "batch": 4}}
+    write_record(tmp_path, before, {})
+    remedy = re.escape(f"it has no checkpoint yet: remove {tmp_path} to begin anew")
+    with pytest.raises(RunError, match=remedy):
+        check_record(tmp_path, after)
+    (tmp_path / "checkpoints/step-00000001").mkdir(parents=True)
+    with pytest.raises(RunError, match=r"or another train\.run\)$"):
+        check_record(tmp_path, after)
