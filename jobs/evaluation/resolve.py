@@ -81,7 +81,10 @@ def _file(field: str, path: str | None) -> str | None:
 
 
 def settings_of(spec: JudgeSpec, weights: CheckpointInfo) -> dict[str, Any]:
-    """Everything that a figure depends on, as plain values; files by their digests."""
+    """Everything that a figure depends on, as plain values; files by their digests.
+
+    What is read and what it may cost belong to it: they decide which videos are bad.
+    """
     tokenizer = resolve.plain(asdict(spec.tokenizer))
     for key in ("official", "checkpoint_file", "published", "default_checkpoint", "resolution"):
         del tokenizer[key]
@@ -101,7 +104,13 @@ def settings_of(spec: JudgeSpec, weights: CheckpointInfo) -> dict[str, Any]:
             "pictures": spec.num_pictures,
             "videos": None if spec.videos is None else sorted(spec.videos),
         },
+        "reading": {name: _sorted(value) for name, value in asdict(spec.rules).items()},
+        "limits": asdict(spec.limits),
     }
+
+
+def _sorted(value: Any) -> Any:
+    return sorted(value) if isinstance(value, frozenset) else value
 
 
 def _digest(path: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from jobs import evaluate_tokenizer
 from jobs.evaluation import pictures
+from jobs.evaluation.compose import composed
 from pipeline.decode_pictures import Work
-from pipeline.errors import VideoError
+from pipeline.errors import ConfigError, FingerprintMismatch, VideoError
 from pipeline.records import VideoLimits
+from tests.jobs.test_evaluate_tokenizer import TINY
 
 CLIPS = Path(__file__).parents[2] / "pipeline" / "demo_clips"
 
@@ -47,6 +51,19 @@ def test_work_counts_all_of_its_time_but_that_spent_elsewhere(
     now += limits.cpu_seconds
     with pytest.raises(VideoError, match="too_much_work"):
         work.check(1, 100)
+
+
+def test_another_limit_in_the_same_folder_is_refused_for_it_decides_which_videos_are_bad(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "clips").mkdir()
+    shutil.copy(CLIPS / "short.mp4", tmp_path / "clips")
+    command = ["+dataset=folder", f"dataset.path={tmp_path}/clips", *TINY,
+               f"output.root={tmp_path}/out"]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"short.*: too_large"):
+        evaluate_tokenizer.execute(composed([*command, "limits.video_bytes=1000"]))
+    with pytest.raises(FingerprintMismatch, match=r"limits\.video_bytes: 1000 there, "):
+        evaluate_tokenizer.execute(composed(command))
 
 
 CROWDED = """
