@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from jobs.training.beginning import begin, make_training
+from jobs.training.checkpoints import Checkpoints, latest_checkpoint
 from jobs.training.plan import TrainingPlan
 from jobs.training.record import check_record, write_record
 from jobs.training.resolve import material, training_plan
@@ -83,3 +87,32 @@ def test_a_record_without_a_checkpoint_says_that_it_may_be_removed(tmp_path: Pat
     (tmp_path / "checkpoints/step-00000001").mkdir(parents=True)
     with pytest.raises(RunError, match=r"or another train\.run\)$"):
         check_record(tmp_path, after)
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """The system refuses to write more into one file, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("large", ["state", "weights"])
+def test_a_checkpoint_that_the_disk_does_not_take_is_named_and_those_before_stay(
+    tmp_path: Path, large: str
+) -> None:
+    values = {"encoder.a": torch.ones(50_000)}
+    few = {"encoder.a": torch.ones(2)}
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    first = checkpoints.save(1, {}, few)
+    state, weights = (values, few) if large == "state" else ({}, values)
+    with (
+        pytest.raises(RunError, match=r"checkpoint of step 2 cannot be written \(.+\); make room"),
+        largest_file(20_000),
+    ):
+        checkpoints.save(2, state, weights)
+    assert latest_checkpoint(tmp_path) == first
+    checkpoints.save(2, state, weights)
