@@ -49,9 +49,16 @@ def check_record(run: Path, material: Mapping[str, Any]) -> None:
 
 
 def write_record(run: Path, material: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
-    """Say what this RUN trains; ``extra`` is for people and decides nothing."""
-    text = json.dumps({"material": material, **extra}, indent=1)
-    write_atomically(run / "run.json", lambda path: path.write_text(text))
+    """Say what this RUN trains; ``extra`` is for people and decides nothing.
+
+    A RUN that goes on needs no start any more: the one that is there stays.
+    """
+    path = run / "run.json"
+    record = {"material": material, **extra}
+    if path.exists() and record.get("start") is None:
+        record["start"] = json.loads(path.read_text()).get("start")
+    text = json.dumps(record, indent=1)
+    write_atomically(path, lambda unfinished: unfinished.write_text(text))
 
 
 def _text(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import resource
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from jobs.training.beginning import begin, make_training
-from jobs.training.checkpoints import Checkpoints, latest_checkpoint
+from jobs.training.checkpoints import Checkpoints, latest_checkpoint, read_state
 from jobs.training.plan import TrainingPlan
 from jobs.training.record import check_record, write_record
 from jobs.training.resolve import material, training_plan
@@ -116,3 +117,20 @@ def test_a_checkpoint_that_the_disk_does_not_take_is_named_and_those_before_stay
         checkpoints.save(2, state, weights)
     assert latest_checkpoint(tmp_path) == first
     checkpoints.save(2, state, weights)
+
+
+def test_an_empty_checkpoint_is_named_with_the_way_out(tmp_path: Path) -> None:
+    path = Checkpoints(tmp_path, keep=1).save(1, {"step": 1}, {"encoder.a": torch.ones(2)})
+    (path / "training.pt").write_bytes(b"")
+    with pytest.raises(RunError, match=r"cannot be read \(.+\); remove .*step-00000001"):
+        read_state(path)
+
+
+def test_a_run_that_goes_on_keeps_where_it_started(tmp_path: Path) -> None:
+    write_record(tmp_path, {"train": {"steps": 5}}, {"start": "one/weights", "device": "cpu"})
+    write_record(tmp_path, {"train": {"steps": 9}}, {"start": None, "device": "cuda"})
+    assert json.loads((tmp_path / "run.json").read_text()) == {
+        "material": {"train": {"steps": 9}},
+        "start": "one/weights",
+        "device": "cuda",
+    }
