@@ -111,11 +111,7 @@ def _on_ray(
             except RayTaskError as error:
                 raise error.cause or error from error
             except RayActorError as error:
-                task = "start" if shard is None else shard.name
-                raise RunError(
-                    f"{task}: the worker's process died {MAX_RESTARTS + 1} times; the "
-                    "same command continues; a video of this shard may be the reason"
-                ) from error
+                raise RunError(_death(shard)) from error
             if waiting:
                 shard = waiting.pop()
                 running[actor.judge.remote(shard)] = (actor, shard)
@@ -127,3 +123,12 @@ def _on_ray(
                 yield result
     finally:
         _ray.shutdown()
+
+
+def _death(shard: Shard | None) -> str:
+    died = f"the worker's process died {MAX_RESTARTS + 1} times"
+    if shard is None:
+        return f"{died} before its first shard; the same command continues"
+    return (
+        f"{shard.name}: {died}; the same command continues; a video of this shard may be the reason"
+    )
