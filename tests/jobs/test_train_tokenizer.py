@@ -97,8 +97,6 @@ MISTAKES = [
     ([*CHOSEN, "train.run=r", "train.clip_norm=inf"], "clip_norm must be positive and finite, got"),
     ([*CHOSEN, "train.run=r", "train.adam_beta2=1"], "train.adam_beta2 must be in [0, 1), got 1"),
     ([*CHOSEN, "train.run=r", "loss.lecam_weight=nan"], "loss.lecam_weight must be at least 0"),
-    ([*CHOSEN, "train.run=/dev/null"], "File exists: '/dev/null'"),
-    ([*CHOSEN, "train.run=/proc/nope"], "No such file or directory: '/proc/nope'"),
     ([*CHOSEN, "train.run=r", "train.steps=5", "train.warmup_steps=6"], "[0, train.steps=5], got"),
     ([*CHOSEN, "train.run=r", "sampling.fps=[0]"], "list of rates in (0, 1000], got [0.0]"),
     ([*CHOSEN, "train.run=r", "lpips.net=squeeze"], "expected one of [alex, vgg]"),

@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from jobs import train_tokenizer
+from jobs.training import compose
 from jobs.training.beginning import begin, make_training
 from jobs.training.checkpoints import Checkpoints, latest_checkpoint, read_state
 from jobs.training.plan import TrainingPlan
@@ -38,7 +40,7 @@ def test_a_start_without_lecams_means_still_brings_log_variance_and_discriminato
         for parameter in before.objective.discriminator.parameters():
             parameter.add_(1)
     published = {
-        name: value.contiguous()
+        name: value.detach().clone()
         for name, value in before.published_state_dict().items()
         if "lecam" not in name
     }
@@ -88,6 +90,20 @@ def test_a_record_without_a_checkpoint_says_that_it_may_be_removed(tmp_path: Pat
     (tmp_path / "checkpoints/step-00000001").mkdir(parents=True)
     with pytest.raises(RunError, match=r"or another train\.run\)$"):
         check_record(tmp_path, after)
+
+
+def test_a_place_where_no_folder_can_be_is_an_error_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    for place, problem in ((f"{tmp_path}/file", "File exists"), ("/proc/nope", "No such file")):
+        compose.register_schema()
+        config = compose.compose_overrides([*CHOSEN, *TINY, f"train.run={place}"])
+        with pytest.raises(SystemExit) as stop:
+            train_tokenizer.run_composed(config)
+        line = str(stop.value.code)
+        assert line.startswith("error: ")
+        assert problem in line
+        assert place in line
+        assert "\n" not in line
 
 
 @contextmanager
