@@ -48,7 +48,7 @@ def test_a_start_without_lecams_means_still_brings_log_variance_and_discriminato
     plan = plan_of(tmp_path / "two", f"train.start={tmp_path}/published.safetensors")
     after = make_training(plan, worker)
     begin(after, plan)
-    assert float(after.objective.logvar) == 5
+    assert after.objective.logvar.item() == 5
     assert float(after.objective.lecam.real_mean) == 0
     for name, value in before.objective.discriminator.state_dict().items():
         assert torch.equal(value, after.objective.discriminator.state_dict()[name]), name
