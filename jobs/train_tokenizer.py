@@ -44,7 +44,7 @@ def run_composed(config: DictConfig) -> None:
         execute(compose.to_train_config(config))
     except (Interrupted, KeyboardInterrupt):
         sys.exit("interrupted; the same command continues at the last checkpoint")
-    except (PipelineError, TokenizerError) as error:
+    except (PipelineError, TokenizerError, OSError) as error:
         logger.debug("stopped", exc_info=True)
         sys.exit(f"error: {error}")
 

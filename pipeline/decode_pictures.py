@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 
 from av.container import InputContainer
@@ -61,13 +62,24 @@ class Work:
 
     @property
     def cpu_seconds(self) -> float:
-        """CPU seconds of this process since the video was begun."""
+        """CPU seconds of this process since the video was begun, but for those elsewhere."""
         return time.process_time() - self._began
 
     def new_seconds(self) -> float:
         """CPU seconds since it was last asked: what outputs are told adds up to the pass's time."""
         before, self._told = self._told, time.process_time()
         return self._told - before
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """CPU time inside is not the video's: the same process does something else meanwhile."""
+        left = time.process_time()
+        try:
+            yield
+        finally:
+            spent = time.process_time() - left
+            self._began += spent
+            self._told += spent
 
     def check(self, num_frames: int, pixels: int) -> None:
         """Condemns a video whose pictures take far longer than any honest codec's.

@@ -88,8 +88,9 @@ class DivergedTraining(TokenizerError):
     def __str__(self) -> str:
         return (
             f"training step {self.step}: the loss is {self.loss:g} and the norm of its gradient "
-            f"{self.norm:g}, but both must be finite; go on from the last checkpoint with a lower "
-            "learning_rate or clip_norm, or with precision=fp32"
+            f"{self.norm:g}, but both must be finite; go on from the last checkpoint in another "
+            "train.run, with train.start=RUN and a lower learning_rate or clip_norm, or with "
+            "precision=fp32"
         )
 
 

@@ -99,7 +99,7 @@ def _split_digest(source: str) -> tuple[str, str | None]:
 def _is_cached(path: Path, digest: str | None) -> bool:
     if not path.is_file():
         return False
-    if digest is None or _file_digest(path) == digest:
+    if digest is None or file_digest(path) == digest:
         return True
     logger.warning("%s has another digest than asked for: fetching it again", path)
     return False
@@ -205,12 +205,13 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of what a file holds, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_digest(path: Path, digest: str, source: str) -> None:
-    found = _file_digest(path)
+    found = file_digest(path)
     if found != digest:
         raise WrongDigest(source, digest, found)

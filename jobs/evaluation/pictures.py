@@ -40,12 +40,16 @@ def shown_pictures(data: bytes, limits: VideoLimits, fps: float) -> Iterator[Ten
         step = frame_step(float(announced.mean_rate or fps), fps)
     except ConfigError as error:
         raise VideoError("too_slow", str(error)) from error
-    shown = Pictures(announced, limits, Work(limits), lambda: None)
+    work = Work(limits)
+    shown = Pictures(announced, limits, work, lambda: None)
     with open_video(data, limits) as container:
         scaler: RgbScaler | None = None
         for _, frame in itertools.islice(shown.shown(container), 0, None, step):
             scaler = scaler or _own_size(frame, announced, limits)
-            yield torch.from_numpy(scaler.rgb(frame))
+            picture = torch.from_numpy(scaler.rgb(frame))
+            # Who takes it may run a model on it, in this very process.
+            with work.elsewhere():
+                yield picture
 
 
 def _own_size(frame: VideoFrame, announced: Announced, limits: VideoLimits) -> RgbScaler:

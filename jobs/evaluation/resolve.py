@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pipeline import resolve
 from pipeline.chosen_tokenizer import checkpoint_path, model_config
 from pipeline.errors import ConfigError
 from tokenizer import CheckpointInfo, TokenizerConfig
+from tokenizer.fetch import file_digest
 
 
 def judge_spec(config: EvaluationConfig) -> JudgeSpec:
@@ -81,7 +81,10 @@ def _file(field: str, path: str | None) -> str | None:
 
 
 def settings_of(spec: JudgeSpec, weights: CheckpointInfo) -> dict[str, Any]:
-    """Everything that a figure depends on, as plain values; files by their digests."""
+    """Everything that a figure depends on, as plain values; files by their digests.
+
+    What is read and what it may cost belong to it: they decide which videos are bad.
+    """
     tokenizer = resolve.plain(asdict(spec.tokenizer))
     for key in ("official", "checkpoint_file", "published", "default_checkpoint", "resolution"):
         del tokenizer[key]
@@ -101,11 +104,14 @@ def settings_of(spec: JudgeSpec, weights: CheckpointInfo) -> dict[str, Any]:
             "pictures": spec.num_pictures,
             "videos": None if spec.videos is None else sorted(spec.videos),
         },
+        "reading": {name: _sorted(value) for name, value in asdict(spec.rules).items()},
+        "limits": asdict(spec.limits),
     }
 
 
+def _sorted(value: Any) -> Any:
+    return sorted(value) if isinstance(value, frozenset) else value
+
+
 def _digest(path: str | None) -> str | None:
-    if path is None:
-        return None
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return None if path is None else file_digest(Path(path))

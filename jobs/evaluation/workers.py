@@ -67,6 +67,9 @@ class JudgeActor:
         self._judge: ShardJudge | None = None
         logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
 
+    def begun(self) -> None:
+        """Answers as soon as there is a place for this process."""
+
     def judge(self, shard: Shard) -> ShardJudged:
         """``ShardJudge.judge``."""
         self._judge = self._judge or ShardJudge(self._spec)
@@ -95,23 +98,37 @@ def _on_ray(
         number = min(len(shards), cluster.num_workers or places)
         actors = [actor_class.remote(spec) for _ in range(number)]
         waiting = list(reversed(shards))
-        running = {actor.judge.remote(shard): (actor, shard) for actor in actors
-                   for shard in [waiting.pop()]}  # fmt: skip
-        while running:
+        # A worker without a place has no shard that it would keep from the others.
+        running: dict[Any, tuple[Any, Shard | None]] = {
+            actor.begun.remote(): (actor, None) for actor in actors
+        }
+        num_left = len(shards)
+        while num_left:
             (ready,), _ = _ray.wait(list(running), num_returns=1)
             actor, shard = running.pop(ready)
             try:
-                result = _ray.get(ready)
+                result: ShardJudged | None = _ray.get(ready)
             except RayTaskError as error:
                 raise error.cause or error from error
             except RayActorError as error:
-                raise RunError(
-                    f"{shard.name}: the worker's process died {MAX_RESTARTS + 1} times; the "
-                    "same command continues; a video of this shard may be the reason"
-                ) from error
+                raise RunError(_death(shard)) from error
             if waiting:
                 shard = waiting.pop()
                 running[actor.judge.remote(shard)] = (actor, shard)
-            yield result
+            else:
+                # Idle, it would keep its place from one that starts again with its shard.
+                _ray.kill(actor)
+            if result is not None:
+                num_left -= 1
+                yield result
     finally:
         _ray.shutdown()
+
+
+def _death(shard: Shard | None) -> str:
+    died = f"the worker's process died {MAX_RESTARTS + 1} times"
+    if shard is None:
+        return f"{died} before its first shard; the same command continues"
+    return (
+        f"{shard.name}: {died}; the same command continues; a video of this shard may be the reason"
+    )

@@ -14,6 +14,8 @@ from tokenizer.training.loop import Training
 
 LOSS = "loss."
 """What names begin with that belong to the objective, not to the model."""
+_UNPUBLISHED = {"lecam.real_mean", "lecam.fake_mean"}
+"""Running means that published files do not hold; without them both begin at 0."""
 
 
 def make_training(plan: TrainingPlan, worker: Worker) -> Training:
@@ -46,10 +48,10 @@ def begin(training: Training, plan: TrainingPlan) -> None:
         for name, value in wanted.items()
         if name in found and found[name].shape == value.shape
     }
-    if len(fitting) == len(wanted):
-        training.objective.load_state_dict(fitting)
+    missing = sorted(wanted.keys() - fitting.keys())
+    if _UNPUBLISHED.issuperset(missing):
+        training.objective.load_state_dict(fitting, strict=False)
     elif found:
-        missing = sorted(wanted.keys() - fitting.keys())
         print(
             f"{plan.start}: its loss does not fit ({missing[0]} and {len(missing) - 1} others are "
             "missing or of another shape), so log-variance and discriminator begin anew",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -58,7 +59,29 @@ class Checkpoints:
             weights: in the published layout, loss included.
             ema: the running mean, in the published layout.
             fp16: write half precision too, of the mean where there is one.
+
+        Raises:
+            RunError: it cannot be written, for example on a full disk; those before stay.
         """
+        try:
+            return self._save(step, state, weights, ema=ema, fp16=fp16)
+        # torch and safetensors have errors of their own for a disk that takes no more
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise RunError(
+                f"{self._root}: the checkpoint of step {step} cannot be written "
+                f"({_first_line(error)}); make room, then the same command continues at the "
+                "checkpoint before"
+            ) from error
+
+    def _save(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        *,
+        ema: Mapping[str, Tensor] | None,
+        fp16: bool,
+    ) -> Path:
         final = self._root / f"step-{step:08d}"
         if final.exists():  # the same steps give the same
             return final
@@ -113,7 +136,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise RunError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}); remove {checkpoint} to "
+            f"{path} cannot be read ({_first_line(error)}); remove {checkpoint} to "
             "continue at the checkpoint before"
         ) from error
     assert isinstance(state, dict)
@@ -157,6 +180,10 @@ def sync(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _finished(root: Path) -> list[Path]:

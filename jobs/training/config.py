@@ -7,6 +7,7 @@ at ``resolve``: nothing below sees them. Defaults are the published recipe's (ar
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -32,10 +33,10 @@ class LpipsNet(enum.Enum):
 
 
 def _require(section: Any, name: str, least: Mapping[str, float]) -> None:
-    """Raises ValueError where a number is below its least value; null passes."""
+    """Raises ValueError where a number is below its least value or none; null passes."""
     for key, bound in least.items():
         value = getattr(section, key)
-        if value is not None and value < bound:
+        if value is not None and not value >= bound:
             raise ValueError(f"{name}.{key} must be at least {bound}, got {value}")
 
 
@@ -87,13 +88,17 @@ class TrainSection:
 
     def __post_init__(self) -> None:
         """Check numbers."""
-        least = {"steps": 1, "batch": 1, "accumulate": 1, "threads": 1, "ema_decay": 0, "seed": 0}
+        least = {"steps": 1, "batch": 1, "accumulate": 1, "threads": 1, "seed": 0}
         _require(self, "train", least | {"kl_weight": 0})
         for key in ("learning_rate", "clip_norm"):
-            if getattr(self, key) <= 0:
-                raise ValueError(f"train.{key} must be positive, got {getattr(self, key)}")
-        if self.ema_decay is not None and self.ema_decay >= 1:
-            raise ValueError(f"train.ema_decay must be below 1 or null, got {self.ema_decay}")
+            if not 0 < getattr(self, key) < math.inf:
+                raise ValueError(
+                    f"train.{key} must be positive and finite, got {getattr(self, key)}"
+                )
+        if not 0 <= self.adam_beta2 < 1:
+            raise ValueError(f"train.adam_beta2 must be in [0, 1), got {self.adam_beta2}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay must be in [0, 1) or null, got {self.ema_decay}")
         if not 0 <= self.warmup_steps <= self.steps:
             raise ValueError(
                 f"train.warmup_steps must be in [0, train.steps={self.steps}], "
@@ -213,7 +218,7 @@ class SaveSection:
     def __post_init__(self) -> None:
         """Check numbers."""
         _require(self, "save", {"every_steps": 1, "keep": 1})
-        if self.every_minutes <= 0:
+        if not self.every_minutes > 0:
             raise ValueError(f"save.every_minutes must be positive, got {self.every_minutes}")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.training.checkpoints import write_atomically
+from jobs.training.checkpoints import latest_checkpoint, write_atomically
 from pipeline.errors import RunError
 from pipeline.fingerprint import ABSENT, differences
 
@@ -40,16 +40,25 @@ def check_record(run: Path, material: Mapping[str, Any]) -> None:
         listed = "; ".join(
             f"{key} was {_text(old)}, now {_text(new)}" for key, (old, new) in differing.items()
         )
+        unused = f"; it has no checkpoint yet: remove {run} to begin anew"
         raise RunError(
             f"{run} trains another configuration: {listed} "
-            "(use the same, where only train.steps may grow, or another train.run)"
+            "(use the same, where only train.steps may grow, or another train.run"
+            f"{'' if latest_checkpoint(run) else unused})"
         )
 
 
 def write_record(run: Path, material: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
-    """Say what this RUN trains; ``extra`` is for people and decides nothing."""
-    text = json.dumps({"material": material, **extra}, indent=1)
-    write_atomically(run / "run.json", lambda path: path.write_text(text))
+    """Say what this RUN trains; ``extra`` is for people and decides nothing.
+
+    A RUN that goes on needs no start any more: the one that is there stays.
+    """
+    path = run / "run.json"
+    record = {"material": material, **extra}
+    if path.exists() and record.get("start") is None:
+        record["start"] = json.loads(path.read_text()).get("start")
+    text = json.dumps(record, indent=1)
+    write_atomically(path, lambda unfinished: unfinished.write_text(text))
 
 
 def _text(value: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from jobs.training.checkpoints import latest_checkpoint, start_weights
-from jobs.training.config import TrainConfig
+from jobs.training.config import LpipsNet, LpipsSection, TrainConfig
 from jobs.training.plan import FeedRules, SaveRules, ShowRules, TrainingPlan
 from pipeline.config import ClusterKind, DatasetConfig, DatasetKind, LimitsConfig
 from pipeline.errors import ConfigError
@@ -24,6 +24,7 @@ from pipeline.resolve import plain
 from pipeline.shards import Shard
 from pipeline.training.recipe import ClipRecipe
 from tokenizer import Precision, TokenizerConfig
+from tokenizer.fetch import file_digest
 from tokenizer.training.fsq_entropy import FsqPenalty
 from tokenizer.training.objective import ObjectiveConfig
 from tokenizer.training.stages import StageConfig
@@ -91,10 +92,6 @@ def training_plan(config: TrainConfig, *, num_gpus: int, workers: int) -> Traini
         )
     if train.device == "cuda" and num_gpus == 0:
         raise ConfigError("train.device=cuda, but there is no GPU here; use auto or cpu")
-    if config.lpips.net.name == "vgg" and config.lpips.weight and config.lpips.weights is None:
-        raise ConfigError(
-            "lpips.net=vgg needs lpips.weights=FILE.safetensors; alex is the one that is shipped"
-        )
     return TrainingPlan(
         run=Path(train.run).expanduser().absolute(),
         steps=train.steps,
@@ -103,7 +100,7 @@ def training_plan(config: TrainConfig, *, num_gpus: int, workers: int) -> Traini
         start=start_of(config),
         stage=stage_config(config),
         lpips_net=config.lpips.net.name if config.lpips.weight else None,
-        lpips_weights=config.lpips.weights,
+        lpips_weights=_lpips_file(config.lpips),
         feed=feed_rules(config),
         save=SaveRules(
             every_steps=config.save.every_steps,
@@ -118,6 +115,23 @@ def training_plan(config: TrainConfig, *, num_gpus: int, workers: int) -> Traini
         device="cuda" if num_gpus and train.device != "cpu" else "cpu",
         workers=workers,
     )
+
+
+def _lpips_file(section: LpipsSection) -> str | None:
+    """Absolute: workers have another working directory; None: the shipped ones, or no network."""
+    if not section.weight:
+        return None
+    if section.weights is None:
+        if section.net is LpipsNet.vgg:
+            raise ConfigError(
+                "lpips.net=vgg needs lpips.weights=FILE.safetensors; alex is the one that is "
+                "shipped"
+            )
+        return None
+    path = Path(section.weights).expanduser().absolute()
+    if not path.is_file():
+        raise ConfigError(f"lpips.weights={section.weights}: no such file")
+    return str(path)
 
 
 def start_of(config: TrainConfig) -> str | None:
@@ -277,6 +291,8 @@ def material(config: TrainConfig, plan: TrainingPlan) -> dict[str, Any]:
             del sections[section][key]
     if plan.lpips_net is None:
         sections["lpips"] = {"weight": 0}
+    elif plan.lpips_weights is not None:
+        sections["lpips"]["weights"] = file_digest(Path(plan.lpips_weights))
     sections["dataset"]["shards"] = plan.feed.recipe.digest(plan.feed.shards)
     sections["cluster"] = {"workers": plan.workers}
     return sections

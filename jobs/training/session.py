@@ -198,5 +198,6 @@ def _check(values: Mapping[str, float], step: int, plan: TrainingPlan) -> None:
     if wrong:
         raise RunError(
             f"step {step} gave {', '.join(f'{name}={values[name]}' for name in wrong)}; nothing of "
-            f"it is saved in {plan.run}: lower train.learning_rate or use train.precision=fp32"
+            f"it is saved in {plan.run}: go on in another train.run, with train.start={plan.run} "
+            "and a lower train.learning_rate or train.precision=fp32"
         )

@@ -149,6 +149,26 @@ def test_without_a_network_it_says_what_to_fetch() -> None:
         VideoFeatures(None)
 
 
+class Foreign(nn.Module):
+    """A network that knows nothing of I3D's arguments."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=[2, 3, 4])
+
+
+def test_a_network_of_another_kind_is_named_with_what_it_must_be(tmp_path: Path) -> None:
+    with pytest.warns(DeprecationWarning, match=r"torch\.jit"):
+        torch.jit.script(Foreign()).save(str(tmp_path / "foreign.pt"))
+    network = VideoFeatures(tmp_path / "foreign.pt")
+    with pytest.raises(UnreadableCheckpoint) as said:
+        network(torch.zeros(1, 3, 10, 32, 32))
+    line = str(said.value)
+    assert f"{tmp_path}/foreign.pt: as a network of FVD it fails (" in line
+    assert "rescale" in line
+    assert "i3d_torchscript.pt" in line
+    assert "\n" not in line
+
+
 def test_files_that_are_no_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnreadableCheckpoint, match="no such file"):
         VideoFeatures(tmp_path / "none.pt")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tests.tokenizer.small_training import (
@@ -25,6 +25,7 @@ from tests.tokenizer.small_training import (
 )
 from tokenizer import DivergedTraining, ShapeError, load_tokenizer
 from tokenizer.config import Precision, TokenizerConfig, Version
+from tokenizer.training import loop
 from tokenizer.training.loop import Training
 
 
@@ -103,6 +104,25 @@ def test_the_discriminator_moves_from_its_step_on() -> None:
     assert not any(torch.equal(a, b) for a, b in zip(weights, now, strict=True))
     assert second["g_loss"] > 0
     assert second["disc_loss"] > 0
+
+
+def test_ranks_average_what_moves_and_leave_the_fixed_network_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    training = training_of(FSQ_SMALL, stage())
+    averaged: set[int] = set()
+    monkeypatch.setattr(loop, "average", lambda given: averaged.update(t.data_ptr() for t in given))
+    training.step([clips(0)])
+    objective = training.objective
+    assert isinstance(objective.lpips, nn.Module)
+    assert averaged.isdisjoint(buffer.data_ptr() for buffer in objective.lpips.buffers())
+    moving = {
+        name: buffer.data_ptr()
+        for name, buffer in objective.state_dict().items()
+        if name.endswith(("_mean", "running_var"))
+    }
+    assert {"lecam.real_mean", "lecam.fake_mean"} < moving.keys()
+    assert averaged.issuperset(moving.values())
 
 
 def test_an_idle_discriminator_can_be_left_out() -> None:
@@ -193,7 +213,9 @@ def test_a_loss_that_is_not_finite_stops_the_training_before_weights_move() -> N
     before = copy.deepcopy(training.model.state_dict())
     with torch.no_grad():
         training.objective.logvar.fill_(-200.0)
-    with pytest.raises(DivergedTraining, match=r"training step 2: the loss is .*precision=fp32"):
+    with pytest.raises(
+        DivergedTraining, match=r"step 2: the loss is .*train\.start=RUN .*precision=fp32"
+    ):
         training.step([clips(1)])
     assert equal(before, training.model.state_dict())
 

@@ -44,7 +44,7 @@ def psnr(a_NCHW: Tensor, b_NCHW: Tensor) -> Tensor:
 def ssim(a_NCHW: Tensor, b_NCHW: Tensor) -> Tensor:
     """Structural similarity of each frame, float32 ``[N]``; 1 for equal frames.
 
-    Gaussian window of 11 x 11, only where it fits (Wang et al. 2004). Frames from 385 rows or
+    Gaussian window of 11 x 11, only where it fits (Wang et al. 2004). Frames from 384 rows or
     columns on, whichever is fewer, are averaged to about 256 first.
 
     Args:

@@ -83,6 +83,7 @@ class VideoFeatures(nn.Module):
             raise MissingNetwork("FVD", "the path of an I3D network", I3D_SOURCE)
         if not Path(path).is_file():
             raise UnreadableCheckpoint(str(path), "no such file")
+        self.path = str(path)
         self.network = _load_script(Path(path), device)
 
     @torch.no_grad()
@@ -90,6 +91,10 @@ class VideoFeatures(nn.Module):
         """Features float32 ``[B, D]`` of videos ``[B, 3, T, H, W]`` in [-1, 1], T at least 10.
 
         The shorter side becomes 224 pixels, the centre is cut out.
+
+        Raises:
+            ShapeError: no such videos.
+            UnreadableCheckpoint: the network is not called as I3D is, or fails.
         """
         if x_BCTHW.ndim != 5 or x_BCTHW.shape[1] != 3:
             raise ShapeError("videos", "[B, 3, T, H, W]", str(list(x_BCTHW.shape)))
@@ -102,8 +107,22 @@ class VideoFeatures(nn.Module):
         top, left = ((side - I3D_SIZE) // 2 for side in size)
         x_NCHW = x_NCHW[..., top : top + I3D_SIZE, left : left + I3D_SIZE].contiguous()
         x_BCTHW = x_NCHW.view(B, -1, *x_NCHW.shape[1:]).transpose(1, 2).contiguous()
-        features: Tensor = self.network(x_BCTHW, rescale=False, resize=False, return_features=True)
-        return features.float().flatten(1)
+        return self._features(x_BCTHW).float().flatten(1)
+
+    def _features(self, x_BCTHW: Tensor) -> Tensor:
+        try:
+            features: Tensor = self.network(
+                x_BCTHW, rescale=False, resize=False, return_features=True
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise UnreadableCheckpoint(
+                self.path,
+                f"as a network of FVD it fails ({str(error).strip().splitlines()[0]}); it must be "
+                f"called as (videos, rescale, resize, return_features), as is {I3D_SOURCE}",
+            ) from error
+        return features
 
 
 def _load_script(path: Path, device: str | torch.device) -> nn.Module:

@@ -96,7 +96,7 @@ class Training:
         if is_adversarial or self.config.judge_from_start:
             for x_hat_BCTHW, x_BCTHW in pairs:
                 self._discriminator_pass(x_hat_BCTHW, x_BCTHW, len(parts), sums)
-            average([buffer for buffer in self.objective.buffers() if buffer.is_floating_point()])
+            average(self.objective.remembered())
         if is_adversarial:
             self._move(self._discriminator, self._judge_side, sums["disc_loss"])
         if self._ema is not None:

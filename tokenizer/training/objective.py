@@ -95,6 +95,15 @@ class Objective(nn.Module):
         """Whether the discriminator takes part: before, its optimiser must not step."""
         return batch >= self.config.adversarial_start
 
+    def remembered(self) -> list[Tensor]:
+        """Floating-point buffers that steps move: statistics of batch norm and LeCAM's means.
+
+        Those of LPIPS are fixed: a mean over ranks would round them.
+        """
+        moving = (self.discriminator, self.lecam)
+        buffers = (buffer for module in moving for buffer in module.buffers())
+        return [buffer for buffer in buffers if buffer.is_floating_point()]
+
     def autoencoder_loss(
         self,
         x_hat_BCTHW: Tensor,
