@@ -93,6 +93,7 @@ def test_the_second_sample_of_a_key_is_quarantined(max_clips: int, tmp_path: Pat
     code, out = run(tmp_path, runs.tar_bytes(samples), f"commit.max_clips={max_clips}")
     assert code == 0
     assert runs.quarantined(out) == {"v000": "duplicate_key"}
+    assert verify([str(out)]) == 0
     single = tmp_path / "single"
     single.mkdir()
     _, alone = run(single, runs.tar_bytes(GOOD[:3]))
