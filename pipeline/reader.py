@@ -244,7 +244,7 @@ class _TarReader:
                 match = _SAMPLE_NAME.match(member.name)
                 if not member.isreg() or member.sparse is not None or match is None:
                     continue
-                base, extension = match[1], match[2].lower()
+                base, extension = match[1], _printable(match[2].lower())
                 if group and (base != key or extension in group):
                     yield self.sample(key, group, begin, member.offset)
                     group, begin = {}, member.offset
@@ -253,7 +253,11 @@ class _TarReader:
                 if not group:
                     self.is_wanted = self.rules.has_original_keys or self.wants(_printable(base))
                 key = base
-                if len(group) < MAX_MEMBERS:
+                if len(extension) > MAX_KEY_BYTES:
+                    group[""] = VideoError(
+                        "name_too_long", f"an extension of {len(extension):,} characters"
+                    )
+                elif len(group) < MAX_MEMBERS:
                     group[extension] = self.content(member, extension)
                 else:
                     group[""] = VideoError(

@@ -100,6 +100,14 @@ def test_the_second_sample_of_a_key_is_quarantined(max_clips: int, tmp_path: Pat
     assert runs.tokens(out) == runs.tokens(alone)
 
 
+def test_names_that_are_not_utf8_do_not_keep_a_run_from_its_report(tmp_path: Path) -> None:
+    samples = [*GOOD[:1], ("odd.caf\udcff", b"?"), ("also\udcff.txt", b"?")]
+    code, out = run(tmp_path, runs.tar_bytes(samples))
+    assert code == 0
+    assert runs.quarantined(out) == {"odd": "no_video", "also\\udcff": "no_video"}
+    assert (out / "report/index.html").is_file()
+
+
 def test_a_cut_tar_gives_what_comes_before_the_cut(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
