@@ -306,7 +306,7 @@ class _TarReader:
 
 
 def _printable(key: str) -> str:
-    """A key as receipts and clips have it: UTF-8."""
+    """A key or an extension as receipts, clips and reports have it: UTF-8."""
     return key.encode("utf-8", "backslashreplace").decode()
 
 
@@ -378,8 +378,9 @@ def _read_folder(
             continue
         group: dict[str, bytes | VideoError | None] = {}
         video = content(name, rules.video_bytes)
-        if video is not None:
-            group[path.suffix.lstrip(".").lower()] = video
+        if video is None:  # the whole folder may be away: nothing that a video is to blame for
+            raise StorageError(shard.name, f"{shard.url}/{name} is not there any more")
+        group[path.suffix.lstrip(".").lower()] = video
         for extension in ("txt", "json"):
             sidecar = content(str(path.with_suffix(f".{extension}")), rules.sidecar_bytes)
             if sidecar is not None:
