@@ -75,10 +75,9 @@ def keep_sample(storage: Storage, sample: Sampled) -> None:
     """
     name = f"{FOLDER}/{sample.slot:04d}"
     line = json.dumps(asdict(sample.line), sort_keys=True).encode() + b"\n"
-    if not storage.put_if_absent(f"{name}.json", line):
-        if _owner(storage, f"{name}.json") != sample.line.clip_id:
-            return
-    storage.put_if_absent(f"{name}.png", sample.png)
+    is_new = storage.put_if_absent(f"{name}.json", line)
+    if is_new or _owner(storage, f"{name}.json") == sample.line.clip_id:
+        storage.put_if_absent(f"{name}.png", sample.png)
 
 
 def _owner(storage: Storage, name: str) -> str | None:

@@ -125,7 +125,9 @@ def test_endings_of_a_megabyte_are_not_kept(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     with path.open("wb") as file:
         for number in range(100):
-            file.write(tarfile.TarInfo(f"a.{number:03d}" + "x" * 1_000_000).tobuf(tarfile.GNU_FORMAT))
+            file.write(
+                tarfile.TarInfo(f"a.{number:03d}" + "x" * 1_000_000).tobuf(tarfile.GNU_FORMAT)
+            )
         file.write(tar_bytes([("b.mp4", b"healthy")]))
     shard = Shard(name="long", url=str(path), kind=ShardKind.tar)
     tracemalloc.start()
