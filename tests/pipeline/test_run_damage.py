@@ -106,7 +106,7 @@ def test_the_second_sample_of_a_key_is_quarantined(max_clips: int, tmp_path: Pat
 
 def test_names_that_are_not_utf8_do_not_keep_a_run_from_its_report(tmp_path: Path) -> None:
     samples = [*GOOD[:1], ("odd.caf\udcff", b"?"), ("also\udcff.txt", b"?")]
-    code, out = run(tmp_path, runs.tar_bytes(samples))
+    code, out = run(tmp_path, runs.tar_bytes(samples), "output.report=true")
     assert code == 0
     assert runs.quarantined(out) == {"odd": "no_video", "also\\udcff": "no_video"}
     assert (out / "report/index.html").is_file()
