@@ -78,6 +78,8 @@ class AmendmentWriter:
 
     def wants(self, sample: Sample) -> bool:
         """Whether a video is one of those that were quarantined at the beginning."""
+        if sample.defect is not None and sample.defect.reason in NEVER_RETRIED:
+            return False  # it only bears the key of one that may be wanted
         return sample.key in self._wanted[self._segment_of(sample)]
 
     def _segment_of(self, sample: Sample) -> int:

@@ -176,15 +176,18 @@ class Committer:
             return dict(NO_PART)
         name = part_name(self._shard.name, span.segment, self.attempt, span.generation)
         path = self._scratch / name
-        with storage_errors(f"{self._shard.name}: {path.parent}"):  # the disk may be full
-            digest = write_part(
-                path,
-                rows,
-                self._format,
-                row_group_rows=self._rules.row_group_rows,
-                row_group_bytes=self._rules.row_group_bytes,
-            )
-        self._storage.publish(path, f"parts/{name}")
+        try:
+            with storage_errors(f"{self._shard.name}: {path.parent}"):  # the disk may be full
+                digest = write_part(
+                    path,
+                    rows,
+                    self._format,
+                    row_group_rows=self._rules.row_group_rows,
+                    row_group_bytes=self._rules.row_group_bytes,
+                )
+            self._storage.publish(path, f"parts/{name}")
+        finally:  # while storage is away every attempt would leave one
+            path.unlink(missing_ok=True)
         return {"part": name, **digest.receipt_fields()}
 
     def _log(self, receipt: Receipt) -> None:

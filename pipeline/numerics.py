@@ -18,12 +18,12 @@ def check_numerics(storage: Storage, numerics: Mapping[str, Any], *, strict: boo
     """Compare with the environment of the first worker that ever wrote to this OUT.
 
     Raises:
-        RunError: they differ, and ``numerics=strict``.
+        RunError: they differ, and ``numerics=strict``; or what is there is no environment.
     """
     name = "numerics.json"
     if storage.put_if_absent(name, json.dumps(dict(numerics), indent=1).encode()):
         return
-    differing = differences(json.loads(storage.read(name)), numerics)
+    differing = differences(_recorded(storage, name), numerics)
     if not differing:
         return
     changes = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in differing.items())
@@ -31,3 +31,13 @@ def check_numerics(storage: Storage, numerics: Mapping[str, Any], *, strict: boo
     if strict:
         raise RunError(f"{text}; refused by numerics=strict")
     logger.warning("%s; tokens may differ in the last bits", text)
+
+
+def _recorded(storage: Storage, name: str) -> dict[str, Any]:
+    try:
+        recorded = json.loads(storage.read(name))
+        if not isinstance(recorded, dict):
+            raise ValueError(f"it must be an object, got {type(recorded).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{storage.path(name)} cannot be trusted: {error}") from error
+    return recorded

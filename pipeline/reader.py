@@ -244,7 +244,7 @@ class _TarReader:
                 match = _SAMPLE_NAME.match(member.name)
                 if not member.isreg() or member.sparse is not None or match is None:
                     continue
-                base, extension = match[1], match[2].lower()
+                base, extension = match[1], _printable(match[2].lower())
                 if group and (base != key or extension in group):
                     yield self.sample(key, group, begin, member.offset)
                     group, begin = {}, member.offset
@@ -253,7 +253,11 @@ class _TarReader:
                 if not group:
                     self.is_wanted = self.rules.has_original_keys or self.wants(_printable(base))
                 key = base
-                if len(group) < MAX_MEMBERS:
+                if len(extension) > MAX_KEY_BYTES:
+                    group[""] = VideoError(
+                        "name_too_long", f"an extension of {len(extension):,} characters"
+                    )
+                elif len(group) < MAX_MEMBERS:
                     group[extension] = self.content(member, extension)
                 else:
                     group[""] = VideoError(
@@ -302,7 +306,7 @@ class _TarReader:
 
 
 def _printable(key: str) -> str:
-    """A key as receipts and clips have it: UTF-8."""
+    """A key or an extension as receipts, clips and reports have it: UTF-8."""
     return key.encode("utf-8", "backslashreplace").decode()
 
 
@@ -374,8 +378,9 @@ def _read_folder(
             continue
         group: dict[str, bytes | VideoError | None] = {}
         video = content(name, rules.video_bytes)
-        if video is not None:
-            group[path.suffix.lstrip(".").lower()] = video
+        if video is None:  # the whole folder may be away: nothing that a video is to blame for
+            raise StorageError(shard.name, f"{shard.url}/{name} is not there any more")
+        group[path.suffix.lstrip(".").lower()] = video
         for extension in ("txt", "json"):
             sidecar = content(str(path.with_suffix(f".{extension}")), rules.sidecar_bytes)
             if sidecar is not None:

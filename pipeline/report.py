@@ -123,7 +123,8 @@ def write_report(storage: Storage, options: ReportOptions | None = None) -> str:
         RunError: no OUT, or one that cannot be trusted.
         ShardError: storage is away.
     """
-    storage.put(PLACE, compose_report(storage, options or ReportOptions()).encode())
+    page = compose_report(storage, options or ReportOptions())
+    storage.put(PLACE, page.encode("utf-8", "backslashreplace"))  # paths may be no UTF-8
     return storage.path(PLACE)
 
 

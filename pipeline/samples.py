@@ -7,6 +7,7 @@ name; the first clip takes it, so that there are no more than ``quality.max_samp
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -15,6 +16,8 @@ import numpy.typing as npt
 
 from pipeline.film import Rgb, film
 from pipeline.storage import Storage
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "samples"
 MAX_FRAMES = 4
@@ -72,8 +75,16 @@ def keep_sample(storage: Storage, sample: Sampled) -> None:
     """
     name = f"{FOLDER}/{sample.slot:04d}"
     line = json.dumps(asdict(sample.line), sort_keys=True).encode() + b"\n"
-    if not storage.put_if_absent(f"{name}.json", line):
-        owner = json.loads(storage.read(f"{name}.json"))
-        if owner["clip_id"] != sample.line.clip_id:
-            return
-    storage.put_if_absent(f"{name}.png", sample.png)
+    is_new = storage.put_if_absent(f"{name}.json", line)
+    if is_new or _owner(storage, f"{name}.json") == sample.line.clip_id:
+        storage.put_if_absent(f"{name}.png", sample.png)
+
+
+def _owner(storage: Storage, name: str) -> str | None:
+    """The clip whose line is there; None: what is there is none, which costs no token."""
+    try:
+        return str(json.loads(storage.read(name))["clip_id"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        place = storage.path(name)
+        logger.warning("%s is no sample, remove it to have one there: %r", place, error)
+        return None

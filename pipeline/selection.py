@@ -55,8 +55,8 @@ class Selection:
         except VideoError as defect:
             return replace(sample, defect=defect)
         except RecursionError:  # what the reader could just parse is too deep to be told of
-            defect = VideoError("bad_metadata", "the .json is nested too deeply")
-            return replace(sample, defect=defect)
+            too_deep = VideoError("bad_metadata", "the .json is nested too deeply")
+            return replace(sample, defect=too_deep)
 
     def _record(self, sample: Sample) -> Mapping[str, Any]:
         """The JSON, where it is wanted; the reader has seen that it is JSON."""

@@ -24,6 +24,7 @@ from pipeline.ledger import ShardState
 from pipeline.manifest import line_of, lines_of, read_manifest
 from pipeline.parts import check_group, check_part, group_range, open_part, read_row_group
 from pipeline.receipts import (
+    NEVER_RETRIED,
     Receipt,
     ReceiptName,
     list_receipts,
@@ -217,7 +218,7 @@ class Audit:
         if receipt.part is None:
             return
         part = open_part(self._storage, receipt)
-        bad = {video["key"] for video in receipt.quarantined}
+        bad = {v["key"] for v in receipt.quarantined if v["reason"] not in NEVER_RETRIED}
         yield from check_part(part, fingerprint=self._fingerprint, quarantined=bad)
         # The whole file's digest last: the checks above say more precisely what is wrong.
         content = self._storage.read(f"parts/{receipt.part}")

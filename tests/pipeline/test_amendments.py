@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,6 +185,34 @@ def test_the_second_video_of_a_key_is_never_tried_again(tmp_path: Path) -> None:
     assert [n for n in range(2) if writer.wants(video(n).sample)] == [0]
     state = Ledger.open(storage).state("s")
     assert state.num_retriable == 1
+
+
+def test_a_duplicate_does_not_take_the_place_of_the_first_video_of_its_key(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "out"))
+    write_run_record(
+        storage, material=MATERIAL, config={}, random_weights=False, batch_clips=1, device="cpu"
+    )
+
+    def videos(first: str | None) -> Iterator[OpenVideo]:
+        """Of the keys 0, 1, 0: the last as the reader hands it out."""
+        yield video(0, failure=first)
+        yield video(1)
+        twin = video(2, failure="duplicate_key")
+        twin.sample = replace(twin.sample, key="video_0", defect=twin.failure)
+        yield twin
+
+    write_shard(storage, "s", videos("crash"))
+    for first in ("no_progress", None):
+        assert Ledger.open(storage).state("s").num_retriable == 1
+        writer = amender(storage)
+        for one in videos(first):
+            if writer.wants(one.sample):
+                writer.add(one)
+        writer.finish(30, None)
+    assert clips(storage) == {0, 1}
+    assert still(storage) == {"video_0": "duplicate_key"}
+    assert Ledger.open(storage).state("s").num_retriable == 0
+    assert verify([storage.root]) == 0
 
 
 def test_a_ledger_that_knows_the_first_generations_takes_in_the_rest(storage: Storage) -> None:

@@ -17,7 +17,8 @@ from pipeline.decode_events import ClipDecoded, VideoDecoded, VideoFailed, Video
 from pipeline.decode_messages import send, socket_pair
 from pipeline.decode_pool import DecodePool, next_message
 from pipeline.errors import RunError
-from pipeline.records import ClipPlan, TailPolicy, VideoLimits
+from pipeline.records import ClipPlan, TailPolicy, TimeSpan, VideoLimits
+from pipeline.span_table import MAX_SPANS
 
 PLAN = ClipPlan(
     fps=(8.0,),
@@ -225,6 +226,16 @@ def test_close_kills_busy_children_and_can_be_repeated():
         pool.close()
     with pytest.raises(RuntimeError, match="closed"):
         pool.submit(1, b"")
+
+
+def test_the_most_spans_of_the_longest_numbers_reach_a_child():
+    span = TimeSpan(2.2250738585072014e-308, 1.7976931348623157e308)
+    with pool_of() as pool:
+        pool.submit(0, b"clips=0", spans=(span,) * MAX_SPANS)
+        pool.submit(1, b"clips=1")
+        events = events_until(pool, num_finished=2)
+    assert kinds(of(events, 0)) == ["VideoDecoded"]
+    assert kinds(of(events, 1)) == ["ClipDecoded", "VideoDecoded"]
 
 
 def test_children_die_with_a_killed_parent():

@@ -178,3 +178,18 @@ def test_the_first_clip_takes_a_slot_and_completes_it_after_a_kill(tmp_path: Pat
     keep_sample(storage, sampled("two"))
     assert json.loads((tmp_path / "samples" / "0003.json").read_text())["clip_id"] == "one"
     assert (tmp_path / "samples" / "0003.png").read_bytes() == b"one"
+
+
+def test_a_line_that_was_cut_is_named_and_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = Storage(str(tmp_path))
+    keep_sample(storage, sampled("one"))
+    place = tmp_path / "samples" / "0003.json"
+    line = place.read_bytes()
+    for broken in (line[: len(line) // 2], b"", b"[]", b"{}", b"[" * 100_000):
+        place.write_bytes(broken)
+        caplog.clear()
+        keep_sample(storage, sampled("one"))
+        assert f"{place} is no sample, remove it" in caplog.text
+        assert place.read_bytes() == broken

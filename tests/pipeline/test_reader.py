@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import webdataset
 
 from pipeline.errors import StorageError
-from pipeline.reader import ShardEnd, key_digest, read_shard, source_of
+from pipeline.reader import Sample, ShardEnd, key_digest, read_shard, source_of
 from pipeline.shards import Shard, ShardKind, folder_shards
 from tests.pipeline.tars import (
     RULES,
@@ -257,10 +258,29 @@ def test_a_folder_goes_on_at_every_video(tmp_path: Path) -> None:
     assert read(shard, start_offset=3)[0] == []
 
 
-def test_a_file_that_went_away_is_a_sample_without_video(tmp_path: Path) -> None:
+def test_a_video_that_went_away_ends_the_attempt_and_no_sample_is_made_of_it(
+    tmp_path: Path,
+) -> None:
     shard = folder(tmp_path / "d")
-    (tmp_path / "d/a.mp4").unlink()
-    assert [reason(s) for s in read(shard)[0]] == ["no_video", None, None]
+    gone = tmp_path / "d" / shard.members[1]
+    gone.unlink()
+    items = read_shard(shard, rules=RULES, options={})
+    assert isinstance(next(items), Sample)
+    with pytest.raises(StorageError, match=re.escape(f"{gone} is not there any more")):
+        next(items)
+
+
+def test_a_sidecar_that_went_away_is_none(tmp_path: Path) -> None:
+    shard = folder(tmp_path / "d")
+    before = read(shard)[0]
+    assert any(sample.caption or sample.metadata for sample in before)
+    for path in (tmp_path / "d").rglob("*"):
+        if path.suffix in (".txt", ".json"):
+            path.unlink()
+    after = read(shard)[0]
+    assert [(s.key, s.video, s.caption, s.metadata, reason(s)) for s in after] == [
+        (s.key, s.video, None, None, None) for s in before
+    ]
 
 
 def test_a_source_changes_with_its_content(tmp_path: Path) -> None:

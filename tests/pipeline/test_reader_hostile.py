@@ -19,6 +19,7 @@ from pipeline.shards import Shard, ShardKind
 from tests.pipeline import runs
 from tests.pipeline.tars import RULES, Member, read, reason, tar_bytes, tar_shard
 
+MIB = 1 << 20
 GIB = 1 << 30
 BLOCK = tarfile.BLOCKSIZE
 
@@ -118,6 +119,27 @@ def test_a_header_that_unpacks_to_much_is_passed_over(tmp_path: Path, bomb) -> N
     assert sum(len(s.video) for s in samples) <= 3
     assert end.cut is None
     assert peak < 16 << 20
+
+
+def test_endings_of_a_megabyte_are_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with path.open("wb") as file:
+        for number in range(100):
+            file.write(
+                tarfile.TarInfo(f"a.{number:03d}" + "x" * 1_000_000).tobuf(tarfile.GNU_FORMAT)
+            )
+        file.write(tar_bytes([("b.mp4", b"healthy")]))
+    shard = Shard(name="long", url=str(path), kind=ShardKind.tar)
+    tracemalloc.start()
+    try:
+        samples, end = read(shard)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [(s.key, reason(s)) for s in samples] == [("a", "name_too_long"), ("b", None)]
+    assert "an extension of 1,000,003 characters" in str(samples[0].defect)
+    assert end.cut is None
+    assert peak < 32 * MIB
 
 
 @pytest.mark.parametrize("count", [4_000, pytest.param(1_000_000, marks=pytest.mark.slow)])

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipeline import intake
 from pipeline.errors import TooManyBadVideos
+from pipeline.reader import Sample, ShardEnd, read_shard
 from pipeline.status import main as status
 from pipeline.verify import main as verify
 from tests.pipeline import runs
@@ -93,10 +97,47 @@ def test_the_second_sample_of_a_key_is_quarantined(max_clips: int, tmp_path: Pat
     code, out = run(tmp_path, runs.tar_bytes(samples), f"commit.max_clips={max_clips}")
     assert code == 0
     assert runs.quarantined(out) == {"v000": "duplicate_key"}
+    assert verify([str(out)]) == 0
     single = tmp_path / "single"
     single.mkdir()
     _, alone = run(single, runs.tar_bytes(GOOD[:3]))
     assert runs.tokens(out) == runs.tokens(alone)
+
+
+def test_names_that_are_not_utf8_do_not_keep_a_run_from_its_report(tmp_path: Path) -> None:
+    samples = [*GOOD[:1], ("odd.caf\udcff", b"?"), ("also\udcff.txt", b"?")]
+    code, out = run(tmp_path, runs.tar_bytes(samples), "output.report=true")
+    assert code == 0
+    assert runs.quarantined(out) == {"odd": "no_video", "also\\udcff": "no_video"}
+    assert (out / "report/index.html").is_file()
+
+
+def test_a_video_deleted_while_its_folder_is_read_fails_that_run_and_not_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "videos", tmp_path / "out"
+    folder.mkdir()
+    for name, content in GOOD[:3]:
+        (folder / name).write_bytes(content)
+
+    def read_and_delete(*args: Any, **options: Any) -> Iterator[Sample | ShardEnd]:
+        for item in read_shard(*args, **options):
+            yield item
+            (folder / "v001.mp4").unlink(missing_ok=True)
+
+    def run_folder() -> int:
+        place = ("+dataset=folder", f"dataset.path={folder}", "dataset.num_buckets=1")
+        return runs.execute_here(*place, *runs.TINY, f"output.root={out}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(intake, "read_shard", read_and_delete)
+        assert run_folder() == 1
+    assert "v001.mp4 is not there" in capsys.readouterr().out
+    assert runs.receipts(out) == []
+    assert run_folder() == 0
+    assert keys(out) == {"v000.mp4", "v002.mp4"}
+    assert runs.quarantined(out) == {}
+    assert verify([str(out)]) == 0
 
 
 def test_a_cut_tar_gives_what_comes_before_the_cut(

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.committer import SegmentWriter
-from pipeline.errors import ShardError
+from pipeline.errors import ShardError, StorageError
 from pipeline.ledger import Ledger, read_chain, task_of
 from pipeline.reader import Source
 from pipeline.receipts import Receipt
@@ -223,6 +223,25 @@ def test_a_loser_on_another_version_of_the_source_stops(storage: Storage) -> Non
     with pytest.raises(ShardError, match="made of another version of the source"):
         loser.add(video(0))
     assert len(storage.entries("parts")) == 1
+
+
+def test_a_part_that_cannot_be_published_leaves_nothing_in_scratch(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch, seen = tmp_path / "scratch", []
+    scratch.mkdir()
+    monkeypatch.setattr(storage, "scratch", lambda fallback: scratch)
+
+    def away(local: Path, name: str) -> None:
+        seen.append(local.stat().st_size)
+        raise StorageError(name, "storage is away")
+
+    monkeypatch.setattr(storage, "publish", away)
+    writer = segment_writer(storage, max_clips=1)
+    with pytest.raises(StorageError, match="storage is away"):
+        writer.add(video(0))
+    assert seen[0] > 0
+    assert list(scratch.iterdir()) == []
 
 
 def test_commits_are_told_to_whoever_asked(storage: Storage) -> None:

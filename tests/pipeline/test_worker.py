@@ -216,6 +216,14 @@ def test_another_numeric_environment_is_refused_when_strict(tmp_path: Path) -> N
         check_numerics(storage, {"device": "B", "torch": "2"}, strict=True)
 
 
+@pytest.mark.parametrize("content", [b'{"device": "A", "tor', b"[]", b"[" * 100_000, b"\xff"])
+def test_a_numeric_environment_that_is_none_is_said(content: bytes, tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage.put("numerics.json", content)
+    with pytest.raises(RunError, match=r"/numerics\.json cannot be trusted: "):
+        check_numerics(storage, {"device": "A"}, strict=False)
+
+
 def test_another_numeric_environment_is_warned_about(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
