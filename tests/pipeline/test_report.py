@@ -229,7 +229,7 @@ def test_latents_without_a_log_variance_are_shown_with_all_channels(
         *("+dataset=tars", f"dataset.shards={runs.write_shards(tmp_path, 1, 1)}"),
         *("+tokenizer=plugin", "tokenizer.name=bright", "cluster=inline", "sampling.resolution=32"),
         *("tokenizer.plugin=tests.pipeline.foreign:Brightness", f"output.root={tmp_path / 'out'}"),
-        *(f"tokenizer.options={{channels:{channels}}}", "output.report=true", "encoder.threads=1"),
+        *(f"+tokenizer.options={{channels:{channels}}}", "output.report=true", "encoder.threads=1"),
     )
     assert code == 0
     page = Page((tmp_path / "out/report/index.html").read_text())
