@@ -13,13 +13,14 @@ W divides their number, else W / gcd(W, num_streams) ranks read the same row gro
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 
 from pipeline.errors import RunError
-from pipeline.loading.batches import BatchMaker, checked_columns, side_table
+from pipeline.loading.batches import side_table
 from pipeline.loading.batching import Batching
 from pipeline.loading.captions import CaptionChoice
 from pipeline.loading.fetch import Fetch, FetchOfProcess
@@ -29,7 +30,7 @@ from pipeline.loading.ranks import own_place
 from pipeline.loading.reader import Reader
 from pipeline.loading.snapshot import Filters, Snapshot, open_snapshot, token_format_of
 from pipeline.loading.state import check_state, elastic_state, identity, next_step_of
-from pipeline.loading.tokens import Moments, TokenMaker
+from pipeline.loading.wishes import Wishes
 from pipeline.storage import Storage
 
 PREFETCH_BYTES = 64 << 20
@@ -64,7 +65,8 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
     Every rank gets ``len(dataset)`` full batches an epoch. One pass is one epoch, the next pass
     the next one; a pass that was broken off begins again. In a DataLoader take
     ``batch_size=None``; its worker processes share the steps, and their order stays the same.
-    Worker processes that do not persist know of epochs only what ``set_epoch`` said before.
+    Workers that persist go on to the next epoch also behind a pass that was broken off, as one of
+    them may have ended it. Those that do not know of epochs only what ``set_epoch`` said before.
     """
 
     def __init__(
@@ -148,15 +150,17 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             raise ValueError(f"threads must be at least 1, got {threads}")
         if on_corrupt not in ("raise", "replace"):
             raise ValueError(f"on_corrupt must be 'raise' or 'replace', got {on_corrupt!r}")
-        self._columns = columns
-        self._captions = CaptionChoice.of(captions, caption_dropout, seed)
-        self._join = side_table(join, storage_options)
-        self._tokens: dict[str, Any] = {
-            "tokens_dtype": tokens_dtype,
-            "latents": latents,
-            "crop": crop_latents,
-        }
-        self._normalize = normalize
+        self._wishes = Wishes(
+            columns=columns,
+            captions=CaptionChoice.of(captions, caption_dropout, seed),
+            join=side_table(join, storage_options),
+            tokens_dtype=tokens_dtype,
+            latents=latents,
+            normalize=normalize,
+            device=device,
+            marks_padding=not drop_last,
+            marks_replaced=on_corrupt == "replace",
+        )
         cache = None if cache_dir is None else (cache_dir, cache_bytes)
         self._fetch = FetchOfProcess(root, storage_options, cache)
         self._rank, self._world_size, is_group = own_place(rank, world_size)
@@ -173,12 +177,13 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             drop_last=drop_last,
         )
         self._filters, self._replaces = filters, on_corrupt == "replace"
-        self._transform, self._device = transform, device
+        self._transform = transform
         self._prefetch_bytes, self._threads = prefetch_bytes, threads
         self._is_group = is_group and manifest is None
         self._start = self._position = (epoch, 0)
         self._first_step: int | None = None
         self._next_step: int | None = None
+        self._begun_in: int | None = None
         self.num_replaced = 0
         """Rows handed out by this process in the place of corrupt ones."""
         self._pin(manifest)
@@ -190,7 +195,8 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         )
         self._use(snapshot)
         if snapshot.classes:
-            self._maker = self._maker_of(fetch)
+            token_format = token_format_of(fetch, snapshot)
+            self._maker = self._wishes.maker(token_format, snapshot.moments, self._batching)
 
     def _use(self, snapshot: Snapshot) -> None:
         self._batching.check(snapshot.classes)
@@ -202,27 +208,6 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
                 f"{self._root}: {snapshot.num_rows} clips do not fill one step of {step} on "
                 f"{self._world_size} ranks; choose a smaller batch_size, or drop_last=False"
             )
-
-    def _maker_of(self, fetch: Fetch) -> BatchMaker:
-        tokens = TokenMaker(
-            token_format=token_format_of(fetch, self._snapshot),
-            seed=self._batching.seed,
-            moments=Moments.of(self._snapshot.moments) if self._normalize else None,
-            **self._tokens,
-        )
-        own = tokens.token_format.columns
-        if self._captions is not None:
-            self._captions.check(own)
-        return BatchMaker(
-            tokens=tokens,
-            columns=checked_columns(self._columns, own),
-            captions=self._captions,
-            join=self._join,
-            device=self._device,
-            marks_padding=not self._batching.drop_last,
-            marks_replaced=self._replaces,
-            pack_length=self._batching.pack_length,
-        )
 
     # ---- what it holds ----
 
@@ -275,7 +260,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
     def set_epoch(self, epoch: int) -> None:
         """The next pass is the whole of this epoch."""
         self._start = self._position = (epoch, 0)
-        self._first_step = self._next_step = None
+        self._first_step = self._next_step = self._begun_in = None
 
     def state_dict(self, after: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What continues behind the batch handed out last; JSON, the same on all ranks.
@@ -314,6 +299,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         check_state(state, self._identity(), convert_batch=convert_batch)
         self._start = self._position = (state["epoch"], state["samples"])
         self._first_step = self._next_step = next_step_of(state, "TokenDataset")
+        self._begun_in = None
 
     @staticmethod
     def state_of(loader_state: Mapping[str, Any]) -> dict[str, Any]:
@@ -335,6 +321,10 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         """
         worker = torch.utils.data.get_worker_info()
         at, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        if worker and self._begun_in == os.getpid():
+            # broken off: another worker may have made its whole share, so none begins it again
+            self.set_epoch(self._start[0] + 1)
+        self._begun_in = os.getpid()
         epoch, layout, first = self._begin()
         self._next_step = first + at if self._first_step is None else self._first_step
         numbers = range(self._next_step, len(layout.plan), num_workers)

@@ -71,9 +71,10 @@ class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
     sources do.
 
     In a DataLoader take ``batch_size=None``; its worker processes share the steps, whose order
-    stays the same; every source must have ``share``. There a pass that was broken off begins
-    again, and workers that do not persist start each time where the mixture in the main process
-    stands: ``load_state_dict(state_dict(after=batch))`` moves it.
+    stays the same; every source must have ``share``. There the pass behind one that was broken off
+    is the next one (without ``steps`` it begins again), as a worker may have ended it; workers that
+    do not persist start each time where the mixture in the main process stands:
+    ``load_state_dict(state_dict(after=batch))`` moves it.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
         self._leave_passes_of_parent()
         if worker and self._broken_off is not None:  # its workers stopped at different steps
             self.load_state_dict(self._broken_off)
+            self._pass_over_the_rest(num_workers)
         self._end, self._end_of_state = self._end_of_state, None
         if self._end is None and self._steps is not None:
             self._end = self._step + self._steps
@@ -142,6 +144,16 @@ class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
                 self._next_step = mine if worker else None
                 yield {**batch, "source": source, "mixture": self._progress()}
         self._end = self._next_step = self._broken_off = None
+
+    def _pass_over_the_rest(self, num_workers: int) -> None:
+        """To the end of a pass that was broken off: another worker may have made its share."""
+        end = self._end_of_state
+        if end is None:
+            return
+        while self._step < end:
+            self._next_of(self.source_of(self._step), end, num_workers)
+            self._step += 1
+        self._end_of_state = self._next_step = None
 
     def _leave_passes_of_parent(self) -> None:
         if self._owner != os.getpid():

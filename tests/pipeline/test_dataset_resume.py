@@ -127,6 +127,18 @@ def test_spawned_workers_get_the_data_set_by_pickle(storage: Storage) -> None:
     assert clips(sources) == epochs(storage)[:4]
 
 
+@pytest.mark.parametrize("after", [1, 2, 3, 4])
+def test_workers_that_persist_go_on_behind_a_pass_that_was_broken_off(
+    storage: Storage, after: int
+) -> None:
+    """Near its end one of them has made its whole share, the other one not."""
+    straight = ranks(storage, 1)
+    first, *later = (clips(straight) for _ in range(3))
+    (loader,) = loaders(ranks(storage, 1), 2, persistent_workers=True)
+    assert [ids for ids, _ in islice(steps([iter(loader)]), after)] == first[:after]
+    assert [clips([loader]) for _ in range(2)] == later
+
+
 @pytest.mark.parametrize("taken", [0, 1, 2, 3, 4])
 def test_a_state_of_any_step_continues_with_the_next(storage: Storage, taken: int) -> None:
     expected = epochs(storage)

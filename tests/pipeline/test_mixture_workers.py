@@ -132,12 +132,44 @@ def test_workers_that_persist_read_pass_after_pass(roots: list[str], expected: l
     assert taken([loader]) + taken([loader]) == expected
 
 
-def test_workers_that_persist_begin_a_pass_again_that_was_broken_off(
+@pytest.mark.parametrize(
+    ("workers", "after"),
+    [(2, 1), (2, 7), (2, 21), (2, 22), (2, 24), (2, 25), (1, 7)]
+    + [pytest.param(2, after, marks=pytest.mark.slow) for after in range(2, STEPS)],
+)
+def test_workers_that_persist_go_on_behind_a_pass_that_was_broken_off(
+    roots: list[str], expected: list[Step], workers: int, after: int
+) -> None:
+    """Near its end one of them has made its whole share, the other one not."""
+    (loader,) = loaders(mixtures(roots, 1), workers, persistent_workers=True)
+    assert taken([loader], after) == expected[:after]
+    assert taken([loader]) == expected[STEPS:]
+
+
+def test_workers_that_persist_begin_a_mixture_without_end_again(
     roots: list[str], expected: list[Step]
 ) -> None:
-    (loader,) = loaders(mixtures(roots, 1), 2, persistent_workers=True)
+    (loader,) = loaders(mixtures(roots, 1, steps=None), 2, persistent_workers=True)
     assert taken([loader], 7) == expected[:7]
-    assert taken([loader]) == expected[:STEPS]
+    assert taken([loader], 9) == expected[:9]
+
+
+def test_a_pass_that_a_state_began_and_a_loop_broke_off_is_passed_over(
+    roots: list[str], expected: list[Step]
+) -> None:
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+
+    def loader() -> Any:
+        (mixed,) = mixtures(roots, 1)
+        return stateful.StatefulDataLoader(
+            mixed, batch_size=None, num_workers=2, persistent_workers=True
+        )
+
+    first, second = loader(), loader()
+    assert taken([first], 3) == expected[:3]
+    second.load_state_dict(first.state_dict())
+    assert taken([second], 5) == expected[3:8]
+    assert taken([second]) == expected[STEPS:]
 
 
 def test_a_mixture_broken_off_here_goes_on_in_workers(
