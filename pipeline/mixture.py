@@ -59,6 +59,9 @@ class SharedSource(Protocol):
     def state_dict(self, after: Mapping[str, Any] | None = None) -> State:
         """The place after such an end."""
 
+    def load_state_dict(self, state: State, *, convert_batch: bool = False) -> None:
+        """Go on at such a place, with batches of another size where that is meant."""
+
 
 class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
     """One batch after the other, each of one source.
@@ -210,8 +213,13 @@ class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
         places = [self._places[number] for number in range(len(self._sources))]
         return {"step": self._step, "end": self._end, "places": places}
 
-    def load_state_dict(self, state: State) -> None:
+    def load_state_dict(self, state: State, *, convert_batch: bool = False) -> None:
         """Go on after that batch, with every source where it was, to the end of that pass.
+
+        Args:
+            state: of ``state_dict``, of any rank.
+            convert_batch: other global batches than the state's are meant, of sources that have
+                ``share``; see ``TokenDataset.load_state_dict``.
 
         Raises:
             RunError: the state of another mixture or number of workers; or what a source says to
@@ -227,7 +235,10 @@ class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
         next_step = next_step_of(state, "MixedTokenDataset")
         self._leave_passes_of_parent()
         for source, place in zip(self._sources, state["sources"], strict=True):
-            source.load_state_dict(place)
+            if convert_batch and isinstance(source, SharedSource):
+                source.load_state_dict(place, convert_batch=True)
+            else:
+                source.load_state_dict(place)
         self._step, self._next_step = int(state["step"]), next_step
         self._end = self._end_of_state = state["end"]
         self._broken_off = None

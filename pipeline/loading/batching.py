@@ -49,11 +49,10 @@ class Batching:
     @property
     def text(self) -> str:
         """What of it says which clips share a step; part of a state."""
-        if self.pack_length is not None:
-            return f"pack_length={self.pack_length}"
-        if self.tokens_per_batch is not None:
-            return f"tokens_per_batch={self.tokens_per_batch}"
-        return "shape"
+        if self.pack_length is None:
+            return "shape"  # how many of each, says the global batch
+        cut = "" if self.crop is None else f", crop_latents={list(self.crop)}"
+        return f"pack_length={self.pack_length}{cut}"
 
     def length(self, shape: tuple[int, ...]) -> int:
         """Tokens that a clip of this ``token_shape`` gives."""
@@ -83,7 +82,7 @@ class Batching:
     def _batch_of(self, shape: tuple[int, ...]) -> int:
         if self.tokens_per_batch is None:
             return self.batch_size
-        return max(1, self.tokens_per_batch // math.prod(shape[-3:]))
+        return max(1, self.tokens_per_batch // self.length(shape))
 
     def streams(self, classes: tuple[ShapeClass, ...]) -> list[int]:
         """Streams of each shape's order; or of the one order that packs are made of."""

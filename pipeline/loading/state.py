@@ -11,7 +11,7 @@ from pipeline.errors import RunError
 from pipeline.loading.batching import Batching
 from pipeline.loading.snapshot import Snapshot
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 """Raised when an older state would continue elsewhere."""
 
 OF_DATA_SET = frozenset({"version", "epoch", "samples", "manifest", "selection"})
@@ -24,9 +24,9 @@ _REMEDIES = {
     "manifest": "open the data set with manifest=state['manifest']",
     "selection": "open it with the filters of the run that wrote the state",
     "num_streams": "open it with num_streams= of the run that wrote the state",
-    "batching": ("open it with tokens_per_batch= and pack_length= of the run that wrote the state"),
+    "batching": "open it with pack_length= and crop_latents= of the run that wrote the state",
     "global_batch": (
-        "choose batch_size and world_size with the same product, or "
+        "choose batch_size (or tokens_per_batch) and world_size with the same product, or "
         "load_state_dict(state, convert_batch=True)"
     ),
 }
@@ -35,7 +35,7 @@ _REMEDIES = {
 def identity(snapshot: Snapshot, batching: Batching) -> dict[str, Any]:
     """The state at the start of epoch 0: what a loader has in common with one that continues it."""
     classes = snapshot.classes
-    batches = sorted(set(batching.global_batches(classes)))
+    batches = batching.global_batches(classes)
     return {
         "version": STATE_VERSION,
         "epoch": 0,
@@ -47,7 +47,7 @@ def identity(snapshot: Snapshot, batching: Batching) -> dict[str, Any]:
         "drop_last": batching.drop_last,
         "batching": batching.text,
         "num_streams": sum(batching.streams(classes)) if batching.shuffle else 0,
-        "global_batch": batches[0] if len(batches) == 1 else batches,
+        "global_batch": batches[0] if len(set(batches)) == 1 else batches,
     }
 
 

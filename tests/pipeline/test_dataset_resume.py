@@ -203,6 +203,22 @@ def test_shapes_take_turns_and_continue_exactly(tmp_path: Path) -> None:
     assert len(expected) == 20 // 4 + 10 // 4
 
 
+def test_as_many_tokens_on_other_ranks_continue_exactly(tmp_path: Path) -> None:
+    rows = [row(n, shape=SHAPE if n % 3 else (1, 4, 4)) for n in range(60)]
+    root = Storage(out_of(tmp_path, rows, token_format()))
+    expected = clips(ranks(root, 1, tokens_per_batch=96))
+    first = ranks(root, 2, tokens_per_batch=48)
+    assert [ids for ids, _ in islice(steps([iter(one) for one in first]), 3)] == expected[:3]
+    (second,) = ranks(root, 1, tokens_per_batch=96)
+    second.load_state_dict(first[1].state_dict())
+    assert clips([second]) == expected[3:]
+    (other,) = ranks(root, 1, tokens_per_batch=192)
+    with pytest.raises(RunError, match=r"tokens_per_batch\) and world_size with the same product"):
+        other.load_state_dict(first[1].state_dict())
+    (cut,) = ranks(root, 1, tokens_per_batch=16, crop_latents=(1, 2, 2))
+    assert {len(ids) for ids in clips([cut])} == {4}, "tokens are counted as they are cut"
+
+
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stateful_data_loader_continues_exactly(storage: Storage, workers: int) -> None:

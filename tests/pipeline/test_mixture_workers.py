@@ -35,12 +35,17 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
 
 
-def mixtures(roots: list[str], world_size: int, steps: int | None = STEPS) -> list[Any]:
+def mixtures(
+    roots: list[str],
+    world_size: int,
+    steps: int | None = STEPS,
+    global_batch: int = GLOBAL_BATCH,
+) -> list[Any]:
     """One mixture for each rank."""
 
     def source(number: int, rank: int) -> TokenDataset:
         return TokenDataset(
-            roots[number], batch_size=GLOBAL_BATCH // world_size, rank=rank, world_size=world_size,
+            roots[number], batch_size=global_batch // world_size, rank=rank, world_size=world_size,
             shuffle=True, seed=number, columns=["clip_id"],
         )  # fmt: skip
 
@@ -212,6 +217,18 @@ def test_a_stateful_data_loader_continues_exactly(
     for mixed in others:
         mixed.load_state_dict(MixedTokenDataset.state_of(state))
     assert taken(others) == expected[after:STEPS]
+
+
+def test_other_batches_are_taken_by_every_source_when_they_are_meant(
+    roots: list[str], expected: list[Step]
+) -> None:
+    (first,), (second,) = mixtures(roots, 1), mixtures(roots, 1, global_batch=2)
+    taken([first], 2)
+    with pytest.raises(RunError, match="convert_batch=True"):
+        second.load_state_dict(first.state_dict())
+    second.load_state_dict(first.state_dict(), convert_batch=True)
+    source, clips = expected[2]
+    assert taken([second], 1) == [(source, clips[:2])]
 
 
 def test_a_record_without_a_mixture_is_refused() -> None:
