@@ -71,7 +71,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
 
     def __init__(
         self,
-        root: str,
+        root: str | os.PathLike[str],
         *,
         batch_size: int,
         shuffle: bool = False,
@@ -90,13 +90,13 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         crop_latents: tuple[int, int, int] | None = None,
         captions: Mapping[str, float] | None = None,
         caption_dropout: float = 0.0,
-        join: str | None = None,
+        join: str | os.PathLike[str] | None = None,
         transform: Callable[[Batch], Any] | None = None,
         device: str | torch.device | None = None,
         prefetch_bytes: int = PREFETCH_BYTES,
         threads: int | None = None,
         num_streams: int | None = None,
-        cache_dir: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int = CACHE_BYTES,
         on_corrupt: Literal["raise", "replace"] = "raise",
         manifest: str | None = None,
@@ -115,14 +115,15 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             drop_last: True: what does not fill a batch on all ranks is left out of the epoch.
                 False: the last batch is filled up with rows from the epoch's start.
             columns: besides tokens; None: all, (): none.
-            filters: which rows; ``[("fps", "==", 8.0)]`` or an Arrow expression.
+            filters: which rows; ``[("fps", "==", 8.0)]`` (or lists), or an Arrow expression.
             tokens_per_batch: instead of B rows as many as have so many tokens, by shape.
             pack_length: L, at least the tokens of the longest clip; not with tokens_per_batch.
             tokens_dtype: of indices; "codes" are those of FSQ, float32 ``[B, c, t, h, w]`` in
                 [-1, 1].
             latents: "sample": ``tokens`` are drawn from the stored Gaussian, by seed and sample.
             normalize: latents get mean 0 and variance 1 by what the manifest says of channels.
-            crop_latents: t, h, w that are cut out of each token grid, where says the seed.
+            crop_latents: t, h, w that are cut out of each token grid, which all hold it; where says the
+                seed.
             captions: column -> weight: ``caption`` is drawn from these by seed and sample, and
                 ``caption_name`` says which; None: the stored one.
             caption_dropout: share of samples whose caption is "" instead, drawn likewise.

@@ -207,7 +207,10 @@ class FetchOfProcess:
     """Makes the ``Fetch`` of whatever process asks: connections do not survive a fork."""
 
     def __init__(
-        self, root: str, options: Mapping[str, Any] | None, cache: tuple[str, int] | None
+        self,
+        root: str | os.PathLike[str],
+        options: Mapping[str, Any] | None,
+        cache: tuple[str | os.PathLike[str], int] | None,
     ) -> None:
         """Open nothing yet.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import io
+import os
 from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -29,7 +30,7 @@ class SideTable:
 
     def __init__(
         self,
-        table: str | pa.Table,
+        table: str | os.PathLike[str] | pa.Table,
         *,
         columns: Sequence[str] | None = None,
         taken: Collection[str] = (),
@@ -48,8 +49,9 @@ class SideTable:
             StorageError: storage did not answer.
             ValueError: no ``clip_id``, an empty or repeated one, no such column, a name taken.
         """
-        if isinstance(table, str):
-            self._name, table = table, _read(table, storage_options)
+        if isinstance(table, (str, os.PathLike)):
+            self._name = os.fspath(table)
+            table = _read(self._name, storage_options)
         else:
             self._name = "join"
         wanted = self._checked_columns(table.column_names, columns, {*taken, JOINED})

@@ -183,7 +183,13 @@ def test_an_out_that_cannot_be_written_is_read(
 
 @pytest.mark.parametrize(
     "filters",
-    [[("key", "in", {"video_1", "video_7"})], pc.field("key").isin(["video_1", "video_7"])],
+    [
+        [("key", "in", {"video_1", "video_7"})],
+        [["key", "in", ["video_1", "video_7"]]],
+        ((("key", "==", "video_1"),), (("key", "==", "video_7"), ("fps", "==", 8.0))),
+        [[["key", "==", "video_1"]], [["key", "==", "video_7"]]],
+        pc.field("key").isin(["video_1", "video_7"]),
+    ],
 )
 def test_filters_select_rows(storage: Storage, filters: Any) -> None:
     dataset = TokenDataset(storage.root, batch_size=1, filters=filters)
@@ -194,6 +200,12 @@ def test_filters_select_rows(storage: Storage, filters: Any) -> None:
     ("arguments", "error", "message"),
     [
         ({"filters": [("colour", "==", 1)]}, ValueError, "colour"),
+        ({"filters": [["colour", "==", 1]]}, ValueError, "colour"),
+        ({"filters": {"fps": 8.0}}, ValueError, "must be tuples such as"),
+        ({"crop_latents": (1, 2)}, ValueError, "must be three numbers"),
+        ({"crop_latents": 2}, ValueError, "must be three numbers"),
+        ({"crop_latents": (1, 0, 2)}, ValueError, "must be three numbers"),
+        ({"crop_latents": (1, 3, 3)}, ValueError, r"inside the token grid \[1, 2, 3\]"),
         ({"filters": [("key", "==", "nobody")]}, RunError, "select no clip"),
         ({"filters": [("fps", "==", "slow")]}, ValueError, "do not fit"),
         ({"columns": ["colour"]}, ValueError, "columns has colour"),

@@ -97,6 +97,17 @@ def test_joined_columns_stand_beside_their_clips(tmp_path: Path) -> None:
     assert seen == {clip: number + 1.0 for number, clip in enumerate(ids)}
 
 
+def test_places_may_be_paths(tmp_path: Path) -> None:
+    out: Storage = make_out(tmp_path / "out", shards=1, videos=2)
+    (tmp_path / "side.csv").write_text("clip_id,score\nnobody,1.0\n")
+    dataset = TokenDataset(
+        Path(out.root), batch_size=2, join=tmp_path / "side.csv", cache_dir=tmp_path / "cache"
+    )
+    (batch,) = dataset
+    assert batch["score"].isnan().all()
+    assert dataset.refresh() is False
+
+
 @pytest.mark.parametrize("name", ["tokens", "samples", "is_padding", "caption"])
 def test_a_joined_column_never_takes_the_place_of_one_that_a_batch_has(
     tmp_path: Path, name: str
