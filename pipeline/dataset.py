@@ -122,8 +122,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
                 [-1, 1].
             latents: "sample": ``tokens`` are drawn from the stored Gaussian, by seed and sample.
             normalize: latents get mean 0 and variance 1 by what the manifest says of channels.
-            crop_latents: t, h, w that are cut out of each token grid, which all hold it; where says the
-                seed.
+            crop_latents: t, h, w that are cut out of each token grid; where says the seed.
             captions: column -> weight: ``caption`` is drawn from these by seed and sample, and
                 ``caption_name`` says which; None: the stored one.
             caption_dropout: share of samples whose caption is "" instead, drawn likewise.
@@ -307,7 +306,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         """A StatefulDataLoader's state as one of this class, for any number of workers.
 
         Raises:
-            RunError: it holds none.
+            RunError: it holds none, or one older than the batch handed out last.
         """
         return elastic_state(loader_state)
 

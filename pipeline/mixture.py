@@ -20,7 +20,7 @@ import torch
 
 from pipeline.errors import RunError
 from pipeline.loading.hashing import derived_key, hashes, unit_interval
-from pipeline.loading.state import next_step_of, portable, states_in
+from pipeline.loading.state import check_snapshot, next_step_of, portable, states_in
 
 Batch = dict[str, Any]
 State = dict[str, Any]
@@ -250,8 +250,9 @@ class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
         """A StatefulDataLoader's state as one of this class, for any number of workers.
 
         Raises:
-            RunError: it holds none.
+            RunError: it holds none, or one older than the batch handed out last.
         """
+        check_snapshot(loader_state)
         found = list(states_in(loader_state, _OF_MIXTURE))
         if not found:
             raise RunError("no state of a MixedTokenDataset in there")

@@ -116,12 +116,39 @@ def states_in(record: Any, keys: Set[str] = OF_DATA_SET) -> Iterator[dict[str, A
             yield from states_in(value, keys)
 
 
+def check_snapshot(record: Any) -> None:
+    """Refuse the record of a stateful loader that has handed out batches since its snapshot.
+
+    Raises:
+        RunError: it has; they would come a second time.
+    """
+    for num_batches in _steps_since_snapshot(record):
+        if num_batches:
+            raise RunError(
+                f"the loader's state is {num_batches} batches older than what it has handed out: "
+                "use snapshot_every_n_steps=1, or state_dict(after=batch)"
+            )
+
+
+def _steps_since_snapshot(record: Any) -> Iterator[int]:
+    """What nested records say under that name, which is torchdata's."""
+    if isinstance(record, Mapping):
+        if "_steps_since_snapshot" in record:
+            yield record["_steps_since_snapshot"]
+        for value in record.values():
+            yield from _steps_since_snapshot(value)
+    elif isinstance(record, (list, tuple)):
+        for value in record:
+            yield from _steps_since_snapshot(value)
+
+
 def elastic_state(record: Any) -> dict[str, Any]:
     """The state that a stateful loader's record stands for, without its worker processes.
 
     Raises:
-        RunError: there is none in it.
+        RunError: there is none in it, or it is older than the batch handed out last.
     """
+    check_snapshot(record)
     found = list(states_in(record))
     if not found:
         raise RunError("no state of a TokenDataset in there; was it taken before the first batch?")

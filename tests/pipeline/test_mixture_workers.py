@@ -231,6 +231,26 @@ def test_other_batches_are_taken_by_every_source_when_they_are_meant(
     assert taken([second], 1) == [(source, clips[:2])]
 
 
+@pytest.mark.parametrize("kind", [TokenDataset, MixedTokenDataset])
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+def test_a_record_older_than_the_last_batch_is_refused(
+    roots: list[str], kind: Any
+) -> None:
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+    (mixed,) = mixtures(roots, 1)
+    loader = stateful.StatefulDataLoader(
+        mixed, batch_size=None, num_workers=1, snapshot_every_n_steps=4
+    )
+    batches = iter(loader)
+    for _ in range(4):
+        next(batches)
+    assert kind.state_of(loader.state_dict())
+    for _ in range(2):
+        next(batches)
+    with pytest.raises(RunError, match="2 batches older .* snapshot_every_n_steps=1, or"):
+        kind.state_of(loader.state_dict())
+
+
 def test_a_record_without_a_mixture_is_refused() -> None:
     with pytest.raises(RunError, match="no state of a MixedTokenDataset"):
         MixedTokenDataset.state_of({"step": 1})
