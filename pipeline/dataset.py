@@ -179,7 +179,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         self._filters, self._replaces = filters, on_corrupt == "replace"
         self._transform = transform
         self._prefetch_bytes, self._threads = prefetch_bytes, threads
-        self._is_group = is_group and manifest is None
+        self._is_group = is_group
         self._start = self._position = (epoch, 0)
         self._first_step: int | None = None
         self._next_step: int | None = None
@@ -190,8 +190,9 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
 
     def _pin(self, manifest: str | None) -> None:
         fetch = Fetch(Storage(self._root, self._storage_options))
+        pins_alike = self._is_group and manifest is None
         snapshot = open_snapshot(
-            fetch, manifest, self._filters, in_group=self._is_group, leave_out=self._replaces
+            fetch, manifest, self._filters, in_group=pins_alike, leave_out=self._replaces
         )
         self._use(snapshot)
         if snapshot.classes:
@@ -236,8 +237,11 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         layout = self._layout(self._start[0], 0)
         return layout.packs.waste if isinstance(layout, PackedLayout) else 0.0
 
-    def refresh(self) -> bool:
+    def refresh(self, manifest: str | None = None) -> bool:
         """Pin what is committed by now; the next pass reads it. Ranks call it together.
+
+        Args:
+            manifest: digest of the one to pin instead, for ranks that were given by hand.
 
         Returns:
             Whether there is something new.
@@ -251,7 +255,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
                 raise RunError("refresh() is for the start or end of an epoch, this is amid one")
             self.set_epoch(epoch + 1)
         before = self.manifest
-        self._pin(None)
+        self._pin(manifest)
         self._fetch.forget()
         return before != self.manifest
 

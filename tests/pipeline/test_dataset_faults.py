@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -286,44 +282,6 @@ def test_nothing_that_can_be_looked_into_is_an_error(storage: Storage) -> None:
         TokenDataset(storage.root, batch_size=1, filters=FILTERS, on_corrupt="replace")
 
 
-ONE_SEES_DAMAGE = """
-    import sys
-    import torch.distributed as dist
-    from pipeline.dataset import TokenDataset
-    from pipeline.errors import CorruptPart, RunError
-    from pipeline.loading import fetch
-
-    root, place, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
-    if rank:
-        read, seen = fetch.read_group, []
-
-        def damaged(*args):
-            content = bytearray(read(*args))
-            seen.append(0)
-            if len(seen) == 1:
-                raise CorruptPart("a bit has flipped")
-            return content
-
-        fetch.read_group = damaged
-    try:
-        TokenDataset(root, batch_size=2, filters=[("fps", ">", 0)], on_corrupt=sys.argv[4])
-    except RunError as error:
-        print(error)
-    dist.destroy_process_group()
-"""
-
-
-@pytest.mark.parametrize(
-    ("on_corrupt", "words"), [("replace", "selects other rows"), ("raise", "a bit has flipped")]
-)
-def test_ranks_that_read_other_bytes_fail_together_and_none_waits(
-    storage: Storage, tmp_path: Path, on_corrupt: str, words: str
-) -> None:
-    said = run_two(ONE_SEES_DAMAGE, storage.root, str(tmp_path / "meet"), on_corrupt)
-    assert all(words in text for text in said), said
-
-
 def test_it_travels_as_a_pickle(storage: Storage) -> None:
     dataset = TokenDataset(storage.root, batch_size=4, shuffle=True)
     copy: Callable[[], TokenDataset] = pickle.loads(pickle.dumps(dataset))
@@ -340,48 +298,3 @@ def test_the_same_batches_come_from_s3(storage: Storage, bucket: str) -> None:
         assert here["clip_id"] == far["clip_id"]
         assert here["tokens"].equal(far["tokens"])
     assert local.state_dict() == remote.state_dict()
-
-
-RANK = """
-    import sys
-    import torch
-    import torch.distributed as dist
-    from pipeline.dataset import TokenDataset
-
-    root, place, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
-    dataset = TokenDataset(root, batch_size=5, shuffle=True, seed=1)
-    for batch in dataset:
-        sum_of = batch["tokens"].double().sum()
-        dist.all_reduce(sum_of)  # hangs where one rank has a batch less
-        print(*batch["clip_id"])
-    dist.barrier()
-    dist.destroy_process_group()
-"""
-
-
-def run_two(script: str, root: str, place: str, *more: str) -> list[str]:
-    """What two ranks print."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(script), root, place, rank, *more],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
-        )
-        for rank in ("0", "1")
-    ]
-    said = [process.communicate(timeout=100)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    return said
-
-
-def test_processes_of_a_group_get_equal_steps_and_one_manifest(
-    storage: Storage, tmp_path: Path
-) -> None:
-    said = [text.splitlines() for text in run_two(RANK, storage.root, str(tmp_path / "meet"))]
-    assert [len(lines) for lines in said] == [4, 4]
-    one = TokenDataset(storage.root, batch_size=10, shuffle=True, seed=1)
-    for batch, lines in zip(one, zip(*said, strict=True), strict=True):
-        pairs = zip(*(line.split() for line in lines), strict=True)
-        assert batch["clip_id"] == [name for pair in pairs for name in pair]

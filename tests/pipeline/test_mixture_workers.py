@@ -233,9 +233,7 @@ def test_other_batches_are_taken_by_every_source_when_they_are_meant(
 
 @pytest.mark.parametrize("kind", [TokenDataset, MixedTokenDataset])
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
-def test_a_record_older_than_the_last_batch_is_refused(
-    roots: list[str], kind: Any
-) -> None:
+def test_a_record_older_than_the_last_batch_is_refused(roots: list[str], kind: Any) -> None:
     stateful = pytest.importorskip("torchdata.stateful_dataloader")
     (mixed,) = mixtures(roots, 1)
     loader = stateful.StatefulDataLoader(
@@ -247,7 +245,7 @@ def test_a_record_older_than_the_last_batch_is_refused(
     assert kind.state_of(loader.state_dict())
     for _ in range(2):
         next(batches)
-    with pytest.raises(RunError, match="2 batches older .* snapshot_every_n_steps=1, or"):
+    with pytest.raises(RunError, match=r"2 batches older .* snapshot_every_n_steps=1, or"):
         kind.state_of(loader.state_dict())
 
 
