@@ -126,7 +126,8 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             captions: column -> weight: ``caption`` is drawn from these by seed and sample, and
                 ``caption_name`` says which; None: the stored one.
             caption_dropout: share of samples whose caption is "" instead, drawn likewise.
-            join: URL of a table (parquet, csv, jsonl) whose columns are attached by ``clip_id``.
+            join: URL of a table (parquet, csv, jsonl) whose columns are attached by ``clip_id``,
+                under names that batches do not have.
             transform: of each batch, last.
             device: packed bytes are sent there and unpacked there.
             prefetch_bytes: read ahead, beyond the batch that is due.

@@ -55,6 +55,8 @@ class Wishes:
         own = token_format.columns
         if self.captions is not None:
             self.captions.check(own)
+        if self.join is not None:
+            self.join.check(own)
         return BatchMaker(
             tokens=TokenMaker(
                 token_format=token_format,
