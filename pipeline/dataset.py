@@ -133,7 +133,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             prefetch_bytes: read ahead, beyond the batch that is due.
             threads: that read ahead; None: ``THREADS``, 1 in a worker process.
             num_streams: see above, of each shape; None: as many as 256 MiB hold, at most 96.
-            cache_dir: local folder that keeps row groups, shared by processes.
+            cache_dir: local folder that keeps row groups and footers, shared by processes.
             cache_bytes: at most kept there.
             on_corrupt: "replace": rows of a row group that is not what was committed are replaced
                 by others of their shape (``num_replaced``); where it had to be looked into at

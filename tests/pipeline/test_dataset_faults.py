@@ -134,6 +134,27 @@ def test_row_groups_are_kept_in_a_cache(
     assert len(reads) == 24
 
 
+def test_footers_of_more_parts_than_memory_holds_are_kept_in_the_cache(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    read_range = Storage.read_range
+
+    def counted(self: Storage, name: str, start: int, end: int) -> bytes:
+        asked.append(name)
+        return read_range(self, name, start, end)
+
+    monkeypatch.setattr(fetching, "MAX_FOOTERS", 2)
+    monkeypatch.setattr(Storage, "read_range", counted)
+    dataset = TokenDataset(storage.root, batch_size=4, cache_dir=tmp_path / "cache")
+    asked.clear()
+    first = clip_ids(dataset)
+    assert len(set(asked)) == len(asked) == 12, "parts, of which memory holds two"
+    asked.clear()
+    assert clip_ids(dataset) == first
+    assert not asked
+
+
 def test_a_newer_manifest_is_taken_between_epochs_only(storage: Storage) -> None:
     dataset = TokenDataset(storage.root, batch_size=6)
     assert dataset.refresh() is False
