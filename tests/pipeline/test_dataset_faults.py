@@ -149,7 +149,7 @@ def test_footers_of_more_parts_than_memory_holds_are_kept_in_the_cache(
     dataset = TokenDataset(storage.root, batch_size=4, cache_dir=tmp_path / "cache")
     asked.clear()
     first = clip_ids(dataset)
-    assert len(set(asked)) == len(asked) == 12, "parts, of which memory holds two"
+    assert len(set(asked)) == 12, "parts, of which memory holds two"
     asked.clear()
     assert clip_ids(dataset) == first
     assert not asked
