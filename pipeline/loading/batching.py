@@ -42,7 +42,7 @@ class Batching:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.crop is not None and not _is_cut(self.crop):
+        if self.crop is not None and not self._is_cut(self.crop):
             raise ValueError(
                 f"crop_latents must be three numbers from 1 on, t, h, w; got {self.crop!r}"
             )
@@ -51,6 +51,13 @@ class Batching:
                 f"pack_length={self.pack_length} and tokens_per_batch={self.tokens_per_batch} "
                 "exclude each other: packs are batch_size * pack_length tokens; leave one out"
             )
+
+    @staticmethod
+    def _is_cut(crop: Any) -> bool:
+        """Whether it is t, h, w, as a tuple or, out of a file, as a list."""
+        if not isinstance(crop, (tuple, list)) or len(crop) != 3:
+            return False
+        return all(type(size) is int and size >= 1 for size in crop)
 
     @property
     def text(self) -> str:
@@ -137,13 +144,6 @@ class Batching:
             drop_last=self.drop_last,
             offset=offset,
         )
-
-
-def _is_cut(crop: Any) -> bool:
-    """Whether it is t, h, w, as a tuple or, out of a file, as a list."""
-    if not isinstance(crop, (tuple, list)) or len(crop) != 3:
-        return False
-    return all(type(size) is int and size >= 1 for size in crop)
 
 
 def _units(classes: tuple[ShapeClass, ...]) -> list[Unit]:
