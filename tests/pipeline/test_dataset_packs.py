@@ -166,7 +166,7 @@ def test_epochs_are_packed_anew(root: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"pack_length": 640}, {"pack_length": None}, {"crop_latents": (1, 2, 2)}]
+    "changes", [{"pack_length": 640}, {"pack_length": None}, {"crop_latents": (1, 2, 4)}]
 )
 def test_a_state_of_other_packs_is_refused(root: str, changes: dict[str, Any]) -> None:
     (first,), (second,) = ranks(root, 1), ranks(root, 1, **changes)
