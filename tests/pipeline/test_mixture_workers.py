@@ -159,6 +159,7 @@ def test_workers_that_persist_begin_a_mixture_without_end_again(
     assert taken([loader], 9) == expected[:9]
 
 
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 def test_a_pass_that_a_state_began_and_a_loop_broke_off_is_passed_over(
     roots: list[str], expected: list[Step]
 ) -> None:
