@@ -13,13 +13,14 @@ W divides their number, else W / gcd(W, num_streams) ranks read the same row gro
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 
 from pipeline.errors import RunError
-from pipeline.loading.batches import BatchMaker, checked_columns, side_table
+from pipeline.loading.batches import side_table
 from pipeline.loading.batching import Batching
 from pipeline.loading.captions import CaptionChoice
 from pipeline.loading.fetch import Fetch, FetchOfProcess
@@ -29,7 +30,7 @@ from pipeline.loading.ranks import own_place
 from pipeline.loading.reader import Reader
 from pipeline.loading.snapshot import Filters, Snapshot, open_snapshot, token_format_of
 from pipeline.loading.state import check_state, elastic_state, identity, next_step_of
-from pipeline.loading.tokens import Moments, TokenMaker
+from pipeline.loading.wishes import Wishes
 from pipeline.storage import Storage
 
 PREFETCH_BYTES = 64 << 20
@@ -64,12 +65,13 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
     Every rank gets ``len(dataset)`` full batches an epoch. One pass is one epoch, the next pass
     the next one; a pass that was broken off begins again. In a DataLoader take
     ``batch_size=None``; its worker processes share the steps, and their order stays the same.
-    Worker processes that do not persist know of epochs only what ``set_epoch`` said before.
+    Workers that persist go on to the next epoch also behind a pass that was broken off, as one of
+    them may have ended it. Those that do not know of epochs only what ``set_epoch`` said before.
     """
 
     def __init__(
         self,
-        root: str,
+        root: str | os.PathLike[str],
         *,
         batch_size: int,
         shuffle: bool = False,
@@ -88,13 +90,13 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         crop_latents: tuple[int, int, int] | None = None,
         captions: Mapping[str, float] | None = None,
         caption_dropout: float = 0.0,
-        join: str | None = None,
+        join: str | os.PathLike[str] | None = None,
         transform: Callable[[Batch], Any] | None = None,
         device: str | torch.device | None = None,
         prefetch_bytes: int = PREFETCH_BYTES,
         threads: int | None = None,
         num_streams: int | None = None,
-        cache_dir: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int = CACHE_BYTES,
         on_corrupt: Literal["raise", "replace"] = "raise",
         manifest: str | None = None,
@@ -113,24 +115,25 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             drop_last: True: what does not fill a batch on all ranks is left out of the epoch.
                 False: the last batch is filled up with rows from the epoch's start.
             columns: besides tokens; None: all, (): none.
-            filters: which rows; ``[("fps", "==", 8.0)]`` or an Arrow expression.
+            filters: which rows; ``[("fps", "==", 8.0)]`` (or lists), or an Arrow expression.
             tokens_per_batch: instead of B rows as many as have so many tokens, by shape.
             pack_length: L, at least the tokens of the longest clip; not with tokens_per_batch.
             tokens_dtype: of indices; "codes" are those of FSQ, float32 ``[B, c, t, h, w]`` in
                 [-1, 1].
             latents: "sample": ``tokens`` are drawn from the stored Gaussian, by seed and sample.
             normalize: latents get mean 0 and variance 1 by what the manifest says of channels.
-            crop_latents: t, h, w that are cut out of each token grid, where says the seed.
+            crop_latents: t, h, w that are cut out of each token grid; where says the seed.
             captions: column -> weight: ``caption`` is drawn from these by seed and sample, and
                 ``caption_name`` says which; None: the stored one.
             caption_dropout: share of samples whose caption is "" instead, drawn likewise.
-            join: URL of a table (parquet, csv, jsonl) whose columns are attached by ``clip_id``.
+            join: URL of a table (parquet, csv, jsonl) whose columns are attached by ``clip_id``,
+                under names that batches do not have.
             transform: of each batch, last.
             device: packed bytes are sent there and unpacked there.
             prefetch_bytes: read ahead, beyond the batch that is due.
             threads: that read ahead; None: ``THREADS``, 1 in a worker process.
             num_streams: see above, of each shape; None: as many as 256 MiB hold, at most 96.
-            cache_dir: local folder that keeps row groups, shared by processes.
+            cache_dir: local folder that keeps row groups and footers, shared by processes.
             cache_bytes: at most kept there.
             on_corrupt: "replace": rows of a row group that is not what was committed are replaced
                 by others of their shape (``num_replaced``); where it had to be looked into at
@@ -148,15 +151,17 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             raise ValueError(f"threads must be at least 1, got {threads}")
         if on_corrupt not in ("raise", "replace"):
             raise ValueError(f"on_corrupt must be 'raise' or 'replace', got {on_corrupt!r}")
-        self._columns = columns
-        self._captions = CaptionChoice.of(captions, caption_dropout, seed)
-        self._join = side_table(join, storage_options)
-        self._tokens: dict[str, Any] = {
-            "tokens_dtype": tokens_dtype,
-            "latents": latents,
-            "crop": crop_latents,
-        }
-        self._normalize = normalize
+        self._wishes = Wishes(
+            columns=columns,
+            captions=CaptionChoice.of(captions, caption_dropout, seed),
+            join=side_table(join, storage_options),
+            tokens_dtype=tokens_dtype,
+            latents=latents,
+            normalize=normalize,
+            device=device,
+            marks_padding=not drop_last,
+            marks_replaced=on_corrupt == "replace",
+        )
         cache = None if cache_dir is None else (cache_dir, cache_bytes)
         self._fetch = FetchOfProcess(root, storage_options, cache)
         self._rank, self._world_size, is_group = own_place(rank, world_size)
@@ -173,24 +178,27 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
             drop_last=drop_last,
         )
         self._filters, self._replaces = filters, on_corrupt == "replace"
-        self._transform, self._device = transform, device
+        self._transform = transform
         self._prefetch_bytes, self._threads = prefetch_bytes, threads
-        self._is_group = is_group and manifest is None
+        self._is_group = is_group
         self._start = self._position = (epoch, 0)
         self._first_step: int | None = None
         self._next_step: int | None = None
+        self._begun_in: int | None = None
         self.num_replaced = 0
         """Rows handed out by this process in the place of corrupt ones."""
         self._pin(manifest)
 
     def _pin(self, manifest: str | None) -> None:
         fetch = Fetch(Storage(self._root, self._storage_options))
+        pins_alike = self._is_group and manifest is None
         snapshot = open_snapshot(
-            fetch, manifest, self._filters, in_group=self._is_group, leave_out=self._replaces
+            fetch, manifest, self._filters, in_group=pins_alike, leave_out=self._replaces
         )
         self._use(snapshot)
         if snapshot.classes:
-            self._maker = self._maker_of(fetch)
+            token_format = token_format_of(fetch, snapshot)
+            self._maker = self._wishes.maker(token_format, snapshot.moments, self._batching)
 
     def _use(self, snapshot: Snapshot) -> None:
         self._batching.check(snapshot.classes)
@@ -202,27 +210,6 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
                 f"{self._root}: {snapshot.num_rows} clips do not fill one step of {step} on "
                 f"{self._world_size} ranks; choose a smaller batch_size, or drop_last=False"
             )
-
-    def _maker_of(self, fetch: Fetch) -> BatchMaker:
-        tokens = TokenMaker(
-            token_format=token_format_of(fetch, self._snapshot),
-            seed=self._batching.seed,
-            moments=Moments.of(self._snapshot.moments) if self._normalize else None,
-            **self._tokens,
-        )
-        own = tokens.token_format.columns
-        if self._captions is not None:
-            self._captions.check(own)
-        return BatchMaker(
-            tokens=tokens,
-            columns=checked_columns(self._columns, own),
-            captions=self._captions,
-            join=self._join,
-            device=self._device,
-            marks_padding=not self._batching.drop_last,
-            marks_replaced=self._replaces,
-            pack_length=self._batching.pack_length,
-        )
 
     # ---- what it holds ----
 
@@ -251,8 +238,11 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         layout = self._layout(self._start[0], 0)
         return layout.packs.waste if isinstance(layout, PackedLayout) else 0.0
 
-    def refresh(self) -> bool:
+    def refresh(self, manifest: str | None = None) -> bool:
         """Pin what is committed by now; the next pass reads it. Ranks call it together.
+
+        Args:
+            manifest: digest of the one to pin instead, for ranks that were given by hand.
 
         Returns:
             Whether there is something new.
@@ -266,7 +256,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
                 raise RunError("refresh() is for the start or end of an epoch, this is amid one")
             self.set_epoch(epoch + 1)
         before = self.manifest
-        self._pin(None)
+        self._pin(manifest)
         self._fetch.forget()
         return before != self.manifest
 
@@ -275,7 +265,7 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
     def set_epoch(self, epoch: int) -> None:
         """The next pass is the whole of this epoch."""
         self._start = self._position = (epoch, 0)
-        self._first_step = self._next_step = None
+        self._first_step = self._next_step = self._begun_in = None
 
     def state_dict(self, after: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What continues behind the batch handed out last; JSON, the same on all ranks.
@@ -314,13 +304,14 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         check_state(state, self._identity(), convert_batch=convert_batch)
         self._start = self._position = (state["epoch"], state["samples"])
         self._first_step = self._next_step = next_step_of(state, "TokenDataset")
+        self._begun_in = None
 
     @staticmethod
     def state_of(loader_state: Mapping[str, Any]) -> dict[str, Any]:
         """A StatefulDataLoader's state as one of this class, for any number of workers.
 
         Raises:
-            RunError: it holds none.
+            RunError: it holds none, or one older than the batch handed out last.
         """
         return elastic_state(loader_state)
 
@@ -335,6 +326,10 @@ class TokenDataset(torch.utils.data.IterableDataset[Batch]):
         """
         worker = torch.utils.data.get_worker_info()
         at, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        if worker and self._begun_in == os.getpid():
+            # broken off: another worker may have made its whole share, so none begins it again
+            self.set_epoch(self._start[0] + 1)
+        self._begun_in = os.getpid()
         epoch, layout, first = self._begin()
         self._next_step = first + at if self._first_step is None else self._first_step
         numbers = range(self._next_step, len(layout.plan), num_workers)

@@ -20,7 +20,7 @@ import torch
 
 from pipeline.errors import RunError
 from pipeline.loading.hashing import derived_key, hashes, unit_interval
-from pipeline.loading.state import next_step_of, portable, states_in
+from pipeline.loading.state import check_snapshot, next_step_of, portable, states_in
 
 Batch = dict[str, Any]
 State = dict[str, Any]
@@ -59,6 +59,9 @@ class SharedSource(Protocol):
     def state_dict(self, after: Mapping[str, Any] | None = None) -> State:
         """The place after such an end."""
 
+    def load_state_dict(self, state: State, *, convert_batch: bool = False) -> None:
+        """Go on at such a place, with batches of another size where that is meant."""
+
 
 class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
     """One batch after the other, each of one source.
@@ -71,9 +74,10 @@ class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
     sources do.
 
     In a DataLoader take ``batch_size=None``; its worker processes share the steps, whose order
-    stays the same; every source must have ``share``. There a pass that was broken off begins
-    again, and workers that do not persist start each time where the mixture in the main process
-    stands: ``load_state_dict(state_dict(after=batch))`` moves it.
+    stays the same; every source must have ``share``. There the pass behind one that was broken off
+    is the next one (without ``steps`` it begins again), as a worker may have ended it; workers that
+    do not persist start each time where the mixture in the main process stands:
+    ``load_state_dict(state_dict(after=batch))`` moves it.
     """
 
     def __init__(
@@ -126,6 +130,7 @@ class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
         self._leave_passes_of_parent()
         if worker and self._broken_off is not None:  # its workers stopped at different steps
             self.load_state_dict(self._broken_off)
+            self._pass_over_the_rest(num_workers)
         self._end, self._end_of_state = self._end_of_state, None
         if self._end is None and self._steps is not None:
             self._end = self._step + self._steps
@@ -142,6 +147,16 @@ class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
                 self._next_step = mine if worker else None
                 yield {**batch, "source": source, "mixture": self._progress()}
         self._end = self._next_step = self._broken_off = None
+
+    def _pass_over_the_rest(self, num_workers: int) -> None:
+        """To the end of a pass that was broken off: another worker may have made its share."""
+        end = self._end_of_state
+        if end is None:
+            return
+        while self._step < end:
+            self._next_of(self.source_of(self._step), end, num_workers)
+            self._step += 1
+        self._end_of_state = self._next_step = None
 
     def _leave_passes_of_parent(self) -> None:
         if self._owner != os.getpid():
@@ -198,8 +213,13 @@ class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
         places = [self._places[number] for number in range(len(self._sources))]
         return {"step": self._step, "end": self._end, "places": places}
 
-    def load_state_dict(self, state: State) -> None:
+    def load_state_dict(self, state: State, *, convert_batch: bool = False) -> None:
         """Go on after that batch, with every source where it was, to the end of that pass.
+
+        Args:
+            state: of ``state_dict``, of any rank.
+            convert_batch: other global batches than the state's are meant, of sources that have
+                ``share``; see ``TokenDataset.load_state_dict``.
 
         Raises:
             RunError: the state of another mixture or number of workers; or what a source says to
@@ -215,7 +235,10 @@ class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
         next_step = next_step_of(state, "MixedTokenDataset")
         self._leave_passes_of_parent()
         for source, place in zip(self._sources, state["sources"], strict=True):
-            source.load_state_dict(place)
+            if convert_batch and isinstance(source, SharedSource):
+                source.load_state_dict(place, convert_batch=True)
+            else:
+                source.load_state_dict(place)
         self._step, self._next_step = int(state["step"]), next_step
         self._end = self._end_of_state = state["end"]
         self._broken_off = None
@@ -227,8 +250,9 @@ class MixedTokenDataset(torch.utils.data.IterableDataset[Batch]):
         """A StatefulDataLoader's state as one of this class, for any number of workers.
 
         Raises:
-            RunError: it holds none.
+            RunError: it holds none, or one older than the batch handed out last.
         """
+        check_snapshot(loader_state)
         found = list(states_in(loader_state, _OF_MIXTURE))
         if not found:
             raise RunError("no state of a MixedTokenDataset in there")

@@ -7,7 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -64,21 +64,40 @@ def open_part(storage: Storage, receipt: Receipt | Line) -> Part:
     return Part(receipt=receipt, token_format=footer.token_format, file=file)
 
 
-def read_footer(storage: Storage, receipt: Receipt | Line) -> Footer:
-    """Footer of a receipt's part: one request.
+Get: TypeAlias = Callable[[str, Callable[[], bytes]], bytes]
+"""Gives the bytes of a SHA-256: from a cache, or by calling what fetches them."""
+
+
+def read_footer(storage: Storage, receipt: Receipt | Line, get: Get | None = None) -> Footer:
+    """Footer of a receipt's part: one request, or none.
+
+    Args:
+        storage: OUT.
+        receipt: what committed the part.
+        get: of a cache, which is asked first.
 
     Raises:
         RunError: missing, or not the receipt's.
     """
     with _trusting(f"{storage}/parts/{receipt.part}"):
         start = receipt.row_groups[-1].end_offset
-        content = storage.read_range(f"parts/{receipt.part}", start, receipt.part_bytes)
+
+        def fetch() -> bytes:
+            content = storage.read_range(f"parts/{receipt.part}", start, receipt.part_bytes)
+            return _check_digest(receipt, content)
+
+        content = fetch() if get is None else get(str(receipt.footer_sha256), fetch)
         return _checked_footer(receipt, content)
 
 
-def _checked_footer(receipt: Receipt | Line, content: bytes) -> Footer:
+def _check_digest(receipt: Receipt | Line, content: bytes) -> bytes:
     if hashlib.sha256(content).hexdigest() != receipt.footer_sha256:
         raise ValueError("its footer is not the one that was committed")
+    return content
+
+
+def _checked_footer(receipt: Receipt | Line, content: bytes) -> Footer:
+    _check_digest(receipt, content)
     metadata = pq.read_metadata(pa.BufferReader(content))
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     rows, said = [g.num_rows for g in groups], [g.rows for g in receipt.row_groups]

@@ -39,7 +39,9 @@ T = TypeVar("T")
 class Storage:
     """Files below one root, named by relative paths with ``/``."""
 
-    def __init__(self, root: str, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, root: str | os.PathLike[str], options: Mapping[str, Any] | None = None
+    ) -> None:
         """Open ``root`` (nothing is created yet).
 
         Args:
@@ -49,7 +51,7 @@ class Storage:
         Raises:
             StorageRefused: no such backend.
         """
-        self.root = normalise_url(root).rstrip("/") or "/"
+        self.root = normalise_url(os.fspath(root)).rstrip("/") or "/"
         self._filesystem, self._path = open_filesystem(self.root, options or {})
         self.is_local = is_local(self._filesystem)
 

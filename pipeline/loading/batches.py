@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -45,7 +46,9 @@ def checked_columns(columns: Sequence[str] | None, own: Columns = ()) -> tuple[s
     return wanted
 
 
-def side_table(join: str | None, storage_options: dict[str, Any] | None) -> SideTable | None:
+def side_table(
+    join: str | os.PathLike[str] | None, storage_options: dict[str, Any] | None
+) -> SideTable | None:
     """The columns to be attached, under names that no batch has."""
     if join is None:
         return None

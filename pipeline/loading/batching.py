@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.loading.hashing import derived_key
 from pipeline.loading.order import count_streams
@@ -40,31 +42,48 @@ class Batching:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.crop is not None and not self._is_cut(self.crop):
+            raise ValueError(
+                f"crop_latents must be three numbers from 1 on, t, h, w; got {self.crop!r}"
+            )
         if self.pack_length is not None and self.tokens_per_batch is not None:
             raise ValueError(
                 f"pack_length={self.pack_length} and tokens_per_batch={self.tokens_per_batch} "
                 "exclude each other: packs are batch_size * pack_length tokens; leave one out"
             )
 
+    @staticmethod
+    def _is_cut(crop: Any) -> bool:
+        """Whether it is t, h, w, as a tuple or, out of a file, as a list."""
+        if not isinstance(crop, (tuple, list)) or len(crop) != 3:
+            return False
+        return all(type(size) is int and size >= 1 for size in crop)
+
     @property
     def text(self) -> str:
         """What of it says which clips share a step; part of a state."""
-        if self.pack_length is not None:
-            return f"pack_length={self.pack_length}"
-        if self.tokens_per_batch is not None:
-            return f"tokens_per_batch={self.tokens_per_batch}"
-        return "shape"
+        if self.pack_length is None:
+            return "shape"  # how many of each, says the global batch
+        cut = "" if self.crop is None else f", crop_latents={list(self.crop)}"
+        return f"pack_length={self.pack_length}{cut}"
 
     def length(self, shape: tuple[int, ...]) -> int:
         """Tokens that a clip of this ``token_shape`` gives."""
         return math.prod(self.crop or shape[-3:])
 
     def check(self, classes: tuple[ShapeClass, ...]) -> None:
-        """Refuse clips that fit in no pack.
+        """Refuse clips that are smaller than the cut, or fit in no pack.
 
         Raises:
-            ValueError: the longest does not; names its shape, the length needed, what else helps.
+            ValueError: one is; the longest does not; names its shape, what is needed, what helps.
         """
+        for one in classes:
+            if self.crop is not None and any(map(operator.gt, self.crop, one.shape[-3:])):
+                raise ValueError(
+                    f"crop_latents={list(self.crop)} must lie inside the token grid "
+                    f"{list(one.shape[-3:])} that some clips have; choose a smaller crop, or leave "
+                    "them out with filters"
+                )
         longest = max((one.shape for one in classes), key=self.length, default=None)
         if self.pack_length is None or longest is None or self.length(longest) <= self.pack_length:
             return
@@ -83,7 +102,7 @@ class Batching:
     def _batch_of(self, shape: tuple[int, ...]) -> int:
         if self.tokens_per_batch is None:
             return self.batch_size
-        return max(1, self.tokens_per_batch // math.prod(shape[-3:]))
+        return max(1, self.tokens_per_batch // self.length(shape))
 
     def streams(self, classes: tuple[ShapeClass, ...]) -> list[int]:
         """Streams of each shape's order; or of the one order that packs are made of."""

@@ -39,7 +39,7 @@ class RangeCache:
     share a cache.
     """
 
-    def __init__(self, folder: str | Path, max_bytes: int) -> None:
+    def __init__(self, folder: str | os.PathLike[str], max_bytes: int) -> None:
         """Make the folder.
 
         Args:

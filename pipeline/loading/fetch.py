@@ -30,7 +30,7 @@ from pipeline.schema import TokenFormat
 from pipeline.storage import Storage
 
 MAX_FOOTERS = 256
-"""Footers kept; others are read again: a data set has more parts than memory for them."""
+"""Footers kept in memory; a data set may have more parts: others are read again, or cached."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ class Fetch:
 
         Args:
             storage: OUT.
-            cache: of row groups read before.
+            cache: of row groups and footers read before.
         """
         self.storage = storage
         self._cache = cache
@@ -195,7 +195,8 @@ class Fetch:
         part = str(line.part)
         with self._lock:
             found = self._footers.pop(part, None)
-        footer = found or read_footer(self.storage, line)
+        get = None if self._cache is None else self._cache.get
+        footer = found or read_footer(self.storage, line, get)
         with self._lock:
             self._footers[part] = footer  # the one used last stands last
             while len(self._footers) > MAX_FOOTERS:
@@ -207,7 +208,10 @@ class FetchOfProcess:
     """Makes the ``Fetch`` of whatever process asks: connections do not survive a fork."""
 
     def __init__(
-        self, root: str, options: Mapping[str, Any] | None, cache: tuple[str, int] | None
+        self,
+        root: str | os.PathLike[str],
+        options: Mapping[str, Any] | None,
+        cache: tuple[str | os.PathLike[str], int] | None,
     ) -> None:
         """Open nothing yet.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import io
+import os
 from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -16,6 +17,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 import torch
 
+from pipeline.columns import Columns
 from pipeline.errors import RunError
 from pipeline.storage import Storage
 
@@ -29,7 +31,7 @@ class SideTable:
 
     def __init__(
         self,
-        table: str | pa.Table,
+        table: str | os.PathLike[str] | pa.Table,
         *,
         columns: Sequence[str] | None = None,
         taken: Collection[str] = (),
@@ -48,8 +50,9 @@ class SideTable:
             StorageError: storage did not answer.
             ValueError: no ``clip_id``, an empty or repeated one, no such column, a name taken.
         """
-        if isinstance(table, str):
-            self._name, table = table, _read(table, storage_options)
+        if isinstance(table, (str, os.PathLike)):
+            self._name = os.fspath(table)
+            table = _read(self._name, storage_options)
         else:
             self._name = "join"
         wanted = self._checked_columns(table.column_names, columns, {*taken, JOINED})
@@ -114,11 +117,22 @@ class SideTable:
             raise ValueError(f"{self._name}: no column {absent[0]!r}; it has {', '.join(found)}")
         if repeated := [name for name in names if found.count(name) > 1]:
             raise ValueError(f"{self._name}: two columns are called {repeated[0]!r}")
+        self._check_free(names, taken)
+        return names
+
+    def check(self, own: Columns) -> None:
+        """Refuse to take the place of a column that the data set itself has.
+
+        Raises:
+            ValueError: one is called like that.
+        """
+        self._check_free(self.columns, {name for name, _ in own})
+
+    def _check_free(self, names: Sequence[str], taken: Collection[str]) -> None:
         if clashing := [name for name in names if name in taken]:
             raise ValueError(
                 f"{self._name}: batches have a {clashing[0]!r} already; rename the column"
             )
-        return names
 
     def _check_unique(self) -> None:
         same = pc.equal(self._ids[1:], self._ids[:-1])

@@ -131,7 +131,7 @@ def take_snapshot(
         lines: its receipts.
         fetch: for what the manifest does not say.
         filters: on scalar columns: an Arrow expression, or tuples ``(column, operator, value)``
-            as pyarrow takes them; None: every row.
+            (or lists) as pyarrow takes them; None: every row.
         leave_out: row groups that had to be looked into and are not what was committed are not
             selected, and that is part of the selection's digest; else they are an error.
 
@@ -206,7 +206,7 @@ def _class_of(shape: tuple[int, ...], pairs: Sequence[tuple[Group, Numbers | Non
 def _expression(filters: Filters) -> pc.Expression:
     try:
         return filters if isinstance(filters, pc.Expression) else pq.filters_to_expression(filters)
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise ValueError(
             f"filters must be tuples such as ('fps', '==', 8.0), or an Arrow expression: {error}"
         ) from error
@@ -219,7 +219,8 @@ def _columns(filters: Filters | None, names: Sequence[str]) -> list[str]:
         text = str(filters)
         named = [name for name in names if name in text]
         return [name for name in named or names if name not in {"token_shape", "tokens"}]
-    terms = [term for one in filters for term in ([one] if isinstance(one, tuple) else one)]
+    is_flat = isinstance(filters[0][0], str)  # else alternatives, each of several terms
+    terms = list(filters) if is_flat else [term for one in filters for term in one]
     unknown = sorted({term[0] for term in terms} - set(names))
     if unknown:
         raise ValueError(f"filters name {', '.join(unknown)}; the columns are {', '.join(names)}")

@@ -11,7 +11,7 @@ from pipeline.errors import RunError
 from pipeline.loading.batching import Batching
 from pipeline.loading.snapshot import Snapshot
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 """Raised when an older state would continue elsewhere."""
 
 OF_DATA_SET = frozenset({"version", "epoch", "samples", "manifest", "selection"})
@@ -24,9 +24,9 @@ _REMEDIES = {
     "manifest": "open the data set with manifest=state['manifest']",
     "selection": "open it with the filters of the run that wrote the state",
     "num_streams": "open it with num_streams= of the run that wrote the state",
-    "batching": ("open it with tokens_per_batch= and pack_length= of the run that wrote the state"),
+    "batching": "open it with pack_length= and crop_latents= of the run that wrote the state",
     "global_batch": (
-        "choose batch_size and world_size with the same product, or "
+        "choose batch_size (or tokens_per_batch) and world_size with the same product, or "
         "load_state_dict(state, convert_batch=True)"
     ),
 }
@@ -35,7 +35,7 @@ _REMEDIES = {
 def identity(snapshot: Snapshot, batching: Batching) -> dict[str, Any]:
     """The state at the start of epoch 0: what a loader has in common with one that continues it."""
     classes = snapshot.classes
-    batches = sorted(set(batching.global_batches(classes)))
+    batches = batching.global_batches(classes)
     return {
         "version": STATE_VERSION,
         "epoch": 0,
@@ -47,7 +47,7 @@ def identity(snapshot: Snapshot, batching: Batching) -> dict[str, Any]:
         "drop_last": batching.drop_last,
         "batching": batching.text,
         "num_streams": sum(batching.streams(classes)) if batching.shuffle else 0,
-        "global_batch": batches[0] if len(batches) == 1 else batches,
+        "global_batch": batches[0] if len(set(batches)) == 1 else batches,
     }
 
 
@@ -116,12 +116,39 @@ def states_in(record: Any, keys: Set[str] = OF_DATA_SET) -> Iterator[dict[str, A
             yield from states_in(value, keys)
 
 
+def check_snapshot(record: Any) -> None:
+    """Refuse the record of a stateful loader that has handed out batches since its snapshot.
+
+    Raises:
+        RunError: it has; they would come a second time.
+    """
+    for num_batches in _steps_since_snapshot(record):
+        if num_batches:
+            raise RunError(
+                f"the loader's state is {num_batches} batches older than what it has handed out: "
+                "use snapshot_every_n_steps=1, or state_dict(after=batch)"
+            )
+
+
+def _steps_since_snapshot(record: Any) -> Iterator[int]:
+    """What nested records say under that name, which is torchdata's."""
+    if isinstance(record, Mapping):
+        if "_steps_since_snapshot" in record:
+            yield record["_steps_since_snapshot"]
+        for value in record.values():
+            yield from _steps_since_snapshot(value)
+    elif isinstance(record, (list, tuple)):
+        for value in record:
+            yield from _steps_since_snapshot(value)
+
+
 def elastic_state(record: Any) -> dict[str, Any]:
     """The state that a stateful loader's record stands for, without its worker processes.
 
     Raises:
-        RunError: there is none in it.
+        RunError: there is none in it, or it is older than the batch handed out last.
     """
+    check_snapshot(record)
     found = list(states_in(record))
     if not found:
         raise RunError("no state of a TokenDataset in there; was it taken before the first batch?")

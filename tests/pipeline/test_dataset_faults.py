@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,6 +134,27 @@ def test_row_groups_are_kept_in_a_cache(
     assert len(reads) == 24
 
 
+def test_footers_of_more_parts_than_memory_holds_are_kept_in_the_cache(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    read_range = Storage.read_range
+
+    def counted(self: Storage, name: str, start: int, end: int) -> bytes:
+        asked.append(name)
+        return read_range(self, name, start, end)
+
+    monkeypatch.setattr(fetching, "MAX_FOOTERS", 2)
+    monkeypatch.setattr(Storage, "read_range", counted)
+    dataset = TokenDataset(storage.root, batch_size=4, cache_dir=tmp_path / "cache")
+    asked.clear()
+    first = clip_ids(dataset)
+    assert len(set(asked)) == 12, "parts, of which memory holds two"
+    asked.clear()
+    assert clip_ids(dataset) == first
+    assert not asked
+
+
 def test_a_newer_manifest_is_taken_between_epochs_only(storage: Storage) -> None:
     dataset = TokenDataset(storage.root, batch_size=6)
     assert dataset.refresh() is False
@@ -183,7 +200,13 @@ def test_an_out_that_cannot_be_written_is_read(
 
 @pytest.mark.parametrize(
     "filters",
-    [[("key", "in", {"video_1", "video_7"})], pc.field("key").isin(["video_1", "video_7"])],
+    [
+        [("key", "in", {"video_1", "video_7"})],
+        [["key", "in", ["video_1", "video_7"]]],
+        ((("key", "==", "video_1"),), (("key", "==", "video_7"), ("fps", "==", 8.0))),
+        [[["key", "==", "video_1"]], [["key", "==", "video_7"]]],
+        pc.field("key").isin(["video_1", "video_7"]),
+    ],
 )
 def test_filters_select_rows(storage: Storage, filters: Any) -> None:
     dataset = TokenDataset(storage.root, batch_size=1, filters=filters)
@@ -194,6 +217,12 @@ def test_filters_select_rows(storage: Storage, filters: Any) -> None:
     ("arguments", "error", "message"),
     [
         ({"filters": [("colour", "==", 1)]}, ValueError, "colour"),
+        ({"filters": [["colour", "==", 1]]}, ValueError, "colour"),
+        ({"filters": {"fps": 8.0}}, ValueError, "must be tuples such as"),
+        ({"crop_latents": (1, 2)}, ValueError, "must be three numbers"),
+        ({"crop_latents": 2}, ValueError, "must be three numbers"),
+        ({"crop_latents": (1, 0, 2)}, ValueError, "must be three numbers"),
+        ({"crop_latents": (1, 3, 3)}, ValueError, r"inside the token grid \[1, 2, 3\]"),
         ({"filters": [("key", "==", "nobody")]}, RunError, "select no clip"),
         ({"filters": [("fps", "==", "slow")]}, ValueError, "do not fit"),
         ({"columns": ["colour"]}, ValueError, "columns has colour"),
@@ -274,44 +303,6 @@ def test_nothing_that_can_be_looked_into_is_an_error(storage: Storage) -> None:
         TokenDataset(storage.root, batch_size=1, filters=FILTERS, on_corrupt="replace")
 
 
-ONE_SEES_DAMAGE = """
-    import sys
-    import torch.distributed as dist
-    from pipeline.dataset import TokenDataset
-    from pipeline.errors import CorruptPart, RunError
-    from pipeline.loading import fetch
-
-    root, place, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
-    if rank:
-        read, seen = fetch.read_group, []
-
-        def damaged(*args):
-            content = bytearray(read(*args))
-            seen.append(0)
-            if len(seen) == 1:
-                raise CorruptPart("a bit has flipped")
-            return content
-
-        fetch.read_group = damaged
-    try:
-        TokenDataset(root, batch_size=2, filters=[("fps", ">", 0)], on_corrupt=sys.argv[4])
-    except RunError as error:
-        print(error)
-    dist.destroy_process_group()
-"""
-
-
-@pytest.mark.parametrize(
-    ("on_corrupt", "words"), [("replace", "selects other rows"), ("raise", "a bit has flipped")]
-)
-def test_ranks_that_read_other_bytes_fail_together_and_none_waits(
-    storage: Storage, tmp_path: Path, on_corrupt: str, words: str
-) -> None:
-    said = run_two(ONE_SEES_DAMAGE, storage.root, str(tmp_path / "meet"), on_corrupt)
-    assert all(words in text for text in said), said
-
-
 def test_it_travels_as_a_pickle(storage: Storage) -> None:
     dataset = TokenDataset(storage.root, batch_size=4, shuffle=True)
     copy: Callable[[], TokenDataset] = pickle.loads(pickle.dumps(dataset))
@@ -328,48 +319,3 @@ def test_the_same_batches_come_from_s3(storage: Storage, bucket: str) -> None:
         assert here["clip_id"] == far["clip_id"]
         assert here["tokens"].equal(far["tokens"])
     assert local.state_dict() == remote.state_dict()
-
-
-RANK = """
-    import sys
-    import torch
-    import torch.distributed as dist
-    from pipeline.dataset import TokenDataset
-
-    root, place, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
-    dataset = TokenDataset(root, batch_size=5, shuffle=True, seed=1)
-    for batch in dataset:
-        sum_of = batch["tokens"].double().sum()
-        dist.all_reduce(sum_of)  # hangs where one rank has a batch less
-        print(*batch["clip_id"])
-    dist.barrier()
-    dist.destroy_process_group()
-"""
-
-
-def run_two(script: str, root: str, place: str, *more: str) -> list[str]:
-    """What two ranks print."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(script), root, place, rank, *more],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
-        )
-        for rank in ("0", "1")
-    ]
-    said = [process.communicate(timeout=100)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    return said
-
-
-def test_processes_of_a_group_get_equal_steps_and_one_manifest(
-    storage: Storage, tmp_path: Path
-) -> None:
-    said = [text.splitlines() for text in run_two(RANK, storage.root, str(tmp_path / "meet"))]
-    assert [len(lines) for lines in said] == [4, 4]
-    one = TokenDataset(storage.root, batch_size=10, shuffle=True, seed=1)
-    for batch, lines in zip(one, zip(*said, strict=True), strict=True):
-        pairs = zip(*(line.split() for line in lines), strict=True)
-        assert batch["clip_id"] == [name for pair in pairs for name in pair]

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.dataset import TokenDataset
 from pipeline.storage import Storage
-from tests.pipeline.fakes import latent_row, make_out, token_format
+from tests.pipeline.fakes import latent_row, make_out, row, token_format
 from tests.pipeline.test_dataset import out_of
 
 NUM_CLIPS = 12
@@ -95,6 +95,26 @@ def test_joined_columns_stand_beside_their_clips(tmp_path: Path) -> None:
         for clip, score in zip(batch["clip_id"], batch["score"], strict=True)
     }
     assert seen == {clip: number + 1.0 for number, clip in enumerate(ids)}
+
+
+def test_places_may_be_paths(tmp_path: Path) -> None:
+    out: Storage = make_out(tmp_path / "out", shards=1, videos=2)
+    (tmp_path / "side.csv").write_text("clip_id,score\nnobody,1.0\n")
+    dataset = TokenDataset(
+        Path(out.root), batch_size=2, join=tmp_path / "side.csv", cache_dir=tmp_path / "cache"
+    )
+    (batch,) = dataset
+    assert batch["score"].isnan().all()
+    assert dataset.refresh() is False
+
+
+def test_a_joined_column_never_takes_the_place_of_one_of_the_data_set(tmp_path: Path) -> None:
+    record = token_format(columns=(("aesthetic", "float"),))
+    rows = [row(number, columns={"aesthetic": float(number)}) for number in range(4)]
+    root = out_of(tmp_path, rows, record)
+    (tmp_path / "side.csv").write_text("clip_id,aesthetic\nnobody,1.0\n")
+    with pytest.raises(ValueError, match=r"side\.csv: batches have a 'aesthetic' already; rename"):
+        TokenDataset(root, batch_size=2, columns=(), join=str(tmp_path / "side.csv"))
 
 
 @pytest.mark.parametrize("name", ["tokens", "samples", "is_padding", "caption"])

@@ -165,10 +165,12 @@ def test_epochs_are_packed_anew(root: str) -> None:
     assert list(steps([dataset])) != list(steps([dataset]))
 
 
-@pytest.mark.parametrize("changes", [{"pack_length": 640}, {"pack_length": None}])
+@pytest.mark.parametrize(
+    "changes", [{"pack_length": 640}, {"pack_length": None}, {"crop_latents": (1, 2, 4)}]
+)
 def test_a_state_of_other_packs_is_refused(root: str, changes: dict[str, Any]) -> None:
     (first,), (second,) = ranks(root, 1), ranks(root, 1, **changes)
-    with pytest.raises(RunError, match=r"its batching is 'pack_length=320'.*pack_length= of"):
+    with pytest.raises(RunError, match=r"its batching is 'pack_length=320'.*crop_latents= of"):
         second.load_state_dict(first.state_dict())
 
 

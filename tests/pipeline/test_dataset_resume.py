@@ -127,6 +127,18 @@ def test_spawned_workers_get_the_data_set_by_pickle(storage: Storage) -> None:
     assert clips(sources) == epochs(storage)[:4]
 
 
+@pytest.mark.parametrize("after", [1, 2, 3, 4])
+def test_workers_that_persist_go_on_behind_a_pass_that_was_broken_off(
+    storage: Storage, after: int
+) -> None:
+    """Near its end one of them has made its whole share, the other one not."""
+    straight = ranks(storage, 1)
+    first, *later = (clips(straight) for _ in range(3))
+    (loader,) = loaders(ranks(storage, 1), 2, persistent_workers=True)
+    assert [ids for ids, _ in islice(steps([iter(loader)]), after)] == first[:after]
+    assert [clips([loader]) for _ in range(2)] == later
+
+
 @pytest.mark.parametrize("taken", [0, 1, 2, 3, 4])
 def test_a_state_of_any_step_continues_with_the_next(storage: Storage, taken: int) -> None:
     expected = epochs(storage)
@@ -189,6 +201,22 @@ def test_shapes_take_turns_and_continue_exactly(tmp_path: Path) -> None:
     second.load_state_dict(first[1].state_dict())
     assert clips([second]) == expected[3:]
     assert len(expected) == 20 // 4 + 10 // 4
+
+
+def test_as_many_tokens_on_other_ranks_continue_exactly(tmp_path: Path) -> None:
+    rows = [row(n, shape=SHAPE if n % 3 else (1, 4, 4)) for n in range(60)]
+    root = Storage(out_of(tmp_path, rows, token_format()))
+    expected = clips(ranks(root, 1, tokens_per_batch=96))
+    first = ranks(root, 2, tokens_per_batch=48)
+    assert [ids for ids, _ in islice(steps([iter(one) for one in first]), 3)] == expected[:3]
+    (second,) = ranks(root, 1, tokens_per_batch=96)
+    second.load_state_dict(first[1].state_dict())
+    assert clips([second]) == expected[3:]
+    (other,) = ranks(root, 1, tokens_per_batch=192)
+    with pytest.raises(RunError, match=r"tokens_per_batch\) and world_size with the same product"):
+        other.load_state_dict(first[1].state_dict())
+    (cut,) = ranks(root, 1, tokens_per_batch=16, crop_latents=(1, 2, 2))
+    assert {len(ids) for ids in clips([cut])} == {4}, "tokens are counted as they are cut"
 
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")

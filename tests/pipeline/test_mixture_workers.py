@@ -35,12 +35,17 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
 
 
-def mixtures(roots: list[str], world_size: int, steps: int | None = STEPS) -> list[Any]:
+def mixtures(
+    roots: list[str],
+    world_size: int,
+    steps: int | None = STEPS,
+    global_batch: int = GLOBAL_BATCH,
+) -> list[Any]:
     """One mixture for each rank."""
 
     def source(number: int, rank: int) -> TokenDataset:
         return TokenDataset(
-            roots[number], batch_size=GLOBAL_BATCH // world_size, rank=rank, world_size=world_size,
+            roots[number], batch_size=global_batch // world_size, rank=rank, world_size=world_size,
             shuffle=True, seed=number, columns=["clip_id"],
         )  # fmt: skip
 
@@ -132,12 +137,45 @@ def test_workers_that_persist_read_pass_after_pass(roots: list[str], expected: l
     assert taken([loader]) + taken([loader]) == expected
 
 
-def test_workers_that_persist_begin_a_pass_again_that_was_broken_off(
+@pytest.mark.parametrize(
+    ("workers", "after"),
+    [(2, 1), (2, 7), (2, 21), (2, 22), (2, 24), (2, 25), (1, 7)]
+    + [pytest.param(2, after, marks=pytest.mark.slow) for after in range(2, STEPS)],
+)
+def test_workers_that_persist_go_on_behind_a_pass_that_was_broken_off(
+    roots: list[str], expected: list[Step], workers: int, after: int
+) -> None:
+    """Near its end one of them has made its whole share, the other one not."""
+    (loader,) = loaders(mixtures(roots, 1), workers, persistent_workers=True)
+    assert taken([loader], after) == expected[:after]
+    assert taken([loader]) == expected[STEPS:]
+
+
+def test_workers_that_persist_begin_a_mixture_without_end_again(
     roots: list[str], expected: list[Step]
 ) -> None:
-    (loader,) = loaders(mixtures(roots, 1), 2, persistent_workers=True)
+    (loader,) = loaders(mixtures(roots, 1, steps=None), 2, persistent_workers=True)
     assert taken([loader], 7) == expected[:7]
-    assert taken([loader]) == expected[:STEPS]
+    assert taken([loader], 9) == expected[:9]
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+def test_a_pass_that_a_state_began_and_a_loop_broke_off_is_passed_over(
+    roots: list[str], expected: list[Step]
+) -> None:
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+
+    def loader() -> Any:
+        (mixed,) = mixtures(roots, 1)
+        return stateful.StatefulDataLoader(
+            mixed, batch_size=None, num_workers=2, persistent_workers=True
+        )
+
+    first, second = loader(), loader()
+    assert taken([first], 3) == expected[:3]
+    second.load_state_dict(first.state_dict())
+    assert taken([second], 5) == expected[3:8]
+    assert taken([second]) == expected[STEPS:]
 
 
 def test_a_mixture_broken_off_here_goes_on_in_workers(
@@ -180,6 +218,36 @@ def test_a_stateful_data_loader_continues_exactly(
     for mixed in others:
         mixed.load_state_dict(MixedTokenDataset.state_of(state))
     assert taken(others) == expected[after:STEPS]
+
+
+def test_other_batches_are_taken_by_every_source_when_they_are_meant(
+    roots: list[str], expected: list[Step]
+) -> None:
+    (first,), (second,) = mixtures(roots, 1), mixtures(roots, 1, global_batch=2)
+    taken([first], 2)
+    with pytest.raises(RunError, match="convert_batch=True"):
+        second.load_state_dict(first.state_dict())
+    second.load_state_dict(first.state_dict(), convert_batch=True)
+    source, clips = expected[2]
+    assert taken([second], 1) == [(source, clips[:2])]
+
+
+@pytest.mark.parametrize("kind", [TokenDataset, MixedTokenDataset])
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+def test_a_record_older_than_the_last_batch_is_refused(roots: list[str], kind: Any) -> None:
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+    (mixed,) = mixtures(roots, 1)
+    loader = stateful.StatefulDataLoader(
+        mixed, batch_size=None, num_workers=1, snapshot_every_n_steps=4
+    )
+    batches = iter(loader)
+    for _ in range(4):
+        next(batches)
+    assert kind.state_of(loader.state_dict())
+    for _ in range(2):
+        next(batches)
+    with pytest.raises(RunError, match=r"2 batches older .* snapshot_every_n_steps=1, or"):
+        kind.state_of(loader.state_dict())
 
 
 def test_a_record_without_a_mixture_is_refused() -> None:

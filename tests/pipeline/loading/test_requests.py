@@ -121,7 +121,7 @@ def test_a_cache_takes_what_one_request_brought(
     few = len(gets)
     assert few <= 4
     assert clips(there, cache_dir=cache) == first == clips(part)
-    assert len(gets) == few + 2, "footers: of opening and of reading"
+    assert len(gets) == few + 1, "the footer, at open; reading finds it in the cache"
 
 
 @pytest.mark.parametrize("with_cache", [False, True])
