@@ -11,7 +11,7 @@ from pipeline.errors import RunError
 from pipeline.loading.batching import Batching
 from pipeline.loading.snapshot import Snapshot
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 """Raised when an older state would continue elsewhere."""
 
 OF_DATA_SET = frozenset({"version", "epoch", "samples", "manifest", "selection"})
