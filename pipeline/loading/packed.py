@@ -116,7 +116,7 @@ class PackedLayout:
                 held = {unit: slot for unit, slot in held.items() if unit in needed}
             samples = np.concatenate(packs)
             places = self._line.places(samples)
-            fresh = []
+            fresh: list[Slot] = []
             for unit in dict.fromkeys(places.groups.tolist()):
                 if unit not in held:
                     slots = self._slots_with(unit)
