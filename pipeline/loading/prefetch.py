@@ -46,6 +46,11 @@ class _Run(Generic[T]):
     """Their batches, as many as could be made; and what the next one raised."""
 
 
+def singly(slots: Sequence[Slot]) -> list[list[Slot]]:
+    """Each row group is a request."""
+    return [[slot] for slot in slots]
+
+
 def ahead(
     works: Iterator[Work],
     load: Callable[[Sequence[Slot]], object],
@@ -55,7 +60,7 @@ def ahead(
     limit_bytes: int,
     loaders: int,
     makers: int,
-    split: Split = lambda slots: [[slot] for slot in slots],
+    split: Split = singly,
     joins: bool = False,
 ) -> Iterator[tuple[Work, T]]:
     """Steps and their batches, in order.
