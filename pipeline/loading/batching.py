@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from dataclasses import dataclass
@@ -106,16 +107,14 @@ class Batching:
 
     def streams(self, classes: tuple[ShapeClass, ...]) -> list[int]:
         """Streams of each shape's order; or of the one order that packs are made of."""
-        groups = [len(one.groups) for one in classes]
-        sizes = [one.group_bytes for one in classes]
         if self.pack_length is None:
             return [
-                self.num_streams or count_streams(num, size * len(classes))
-                for num, size in zip(groups, sizes, strict=True)
+                self.num_streams or count_streams(len(one.groups), one.group_bytes * len(classes))
+                for one in classes
             ]
-        num_groups = max(1, sum(groups))
-        num_bytes = sum(num * size for num, size in zip(groups, sizes, strict=True))
-        return [self.num_streams or count_streams(num_groups, num_bytes // num_groups)]
+        groups = {group.range for one in classes for group in one.groups}
+        num_bytes = sum(group.end - group.start for group in groups)
+        return [self.num_streams or count_streams(len(groups), num_bytes // max(1, len(groups)))]
 
     def offset(self, classes: tuple[ShapeClass, ...], samples: int) -> int:
         """Where whole steps begin so that one begins behind so many samples, or packs."""
@@ -136,7 +135,7 @@ class Batching:
         return PackedLayout(
             counts,
             [self.length(one.shape) for one in classes],
-            _units(classes),
+            _groups(classes),
             pack_length=self.pack_length,
             num_streams=streams[0],
             global_batch=global_batches[0],
@@ -146,13 +145,13 @@ class Batching:
         )
 
 
-def _units(classes: tuple[ShapeClass, ...]) -> list[Unit]:
-    """Every shape's part of every row group, in the order of shards and segments."""
+def _groups(classes: tuple[ShapeClass, ...]) -> list[list[Unit]]:
+    """Of every row group every shape's part, in the order of shards and segments."""
 
-    def place(unit: Unit) -> tuple[str, int, int, int, int]:
+    def place(unit: Unit) -> tuple[str, int, int, int]:
         group = classes[unit[0]].groups[unit[1]]
         line = group.line
-        return line.shard, line.segment, line.generation, group.index, unit[0]
+        return line.shard, line.segment, line.generation, group.index
 
     units = [(kind, at) for kind, one in enumerate(classes) for at in range(len(one.groups))]
-    return sorted(units, key=place)
+    return [list(parts) for _, parts in itertools.groupby(sorted(units, key=place), key=place)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +94,7 @@ class Fetch:
         self._footers: dict[str, Footer] = {}
         self._lock = threading.Lock()
         self._held: dict[Range, memoryview] = {}
+        self._shared: dict[Range, dict[tuple[str, ...] | None, Rows]] = {}
 
     @property
     def joins_requests(self) -> bool:
@@ -102,23 +104,28 @@ class Fetch:
     def together(self, groups: Sequence[Group]) -> Fetch:
         """The same, with what these row groups of one part need at hand: one request for all.
 
-        Nothing is trusted by it: each is compared with its digest when it is asked for.
+        Nothing is trusted by it: each is compared with its digest when it is asked for. One that is
+        listed several times is read by the first who asks for it; for one thread.
 
         Args:
-            groups: neighbours, see `requests`.
+            groups: neighbours, see `requests`; several shapes' parts of one row group.
 
         Raises:
             StorageError: storage did not answer.
         """
+        if len(groups) == 1:
+            return self
+        found = copy.copy(self)
+        times = Counter(group.range for group in groups)
+        found._shared = {one: {} for one, many in times.items() if many > 1}
         ranges = [group.range for group in groups if not self._is_cached(group)]
         if len(set(ranges)) < 2:
-            return self
+            return found
         start, end = min(one.start for one in ranges), max(one.end for one in ranges)
         try:
             content = self.storage.read_range(f"parts/{ranges[0].part}", start, end)
         except FileNotFoundError:
-            return self  # each of them says so when it is asked for
-        found = copy.copy(self)
+            return found  # each of them says so when it is asked for
         view = memoryview(content)
         found._held = {one: view[one.start - start : one.end - start] for one in ranges}
         return found
@@ -138,6 +145,14 @@ class Fetch:
             CorruptPart: it is not what was committed; names part and row group.
             StorageError: storage did not answer.
         """
+        if not self._shared or group.range not in self._shared:
+            return self._rows(group, columns)
+        shared, wanted = self._shared[group.range], None if columns is None else tuple(columns)
+        if wanted not in shared:
+            shared[wanted] = self._rows(group, columns)
+        return shared[wanted]
+
+    def _rows(self, group: Group, columns: Sequence[str] | None) -> Rows:
         try:
             footer = self._footer(group.line)
             content = self._bytes(group)

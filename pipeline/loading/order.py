@@ -65,7 +65,12 @@ class Order:
     """Sample numbers to places, for one kind of row."""
 
     def __init__(
-        self, counts: Sequence[int] | Numbers, *, num_streams: int, key: int | None
+        self,
+        counts: Sequence[int] | Numbers,
+        *,
+        num_streams: int,
+        key: int | None,
+        line: Numbers | None = None,
     ) -> None:
         """Lay out an epoch.
 
@@ -73,10 +78,13 @@ class Order:
             counts: rows of each row group.
             num_streams: C; at most as many as rows are used.
             key: of the permutation; None: as listed, in one stream.
+            line: the groups' positions as they are put one behind the other; None: by the key.
         """
         listed = np.asarray(counts, dtype=np.int64)
         self._key = key
-        self._groups = np.arange(len(listed)) if key is None else permutation(len(listed), key)
+        if line is None:
+            line = np.arange(len(listed)) if key is None else permutation(len(listed), key)
+        self._groups = line
         ends = np.cumsum(listed[self._groups])
         self._starts = ends - listed[self._groups]
         self.num_samples = int(ends[-1]) if len(ends) else 0

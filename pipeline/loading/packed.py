@@ -1,7 +1,9 @@
 """Pure: one pass over an epoch of packs. All shapes are in one order, cut into windows and packed.
 
 Whoever reads along holds the row groups of a window of each lane that it reads, not one a stream: a
-window's samples come in the order of its packs.
+window's samples come in the order of its packs. In that order all shapes of a row group follow one
+another, and are read together: so a row group of a hundred shapes is read no more often than one
+of a single shape.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.loading.hashing import derived_key
+from pipeline.loading.hashing import derived_key, hashes
 from pipeline.loading.lanes import Lanes, Window
-from pipeline.loading.order import Numbers, Order
+from pipeline.loading.order import Numbers, Order, permutation
 from pipeline.loading.passes import Share, Slot, Work
 from pipeline.loading.plan import Kind, Plan
 
@@ -31,7 +33,7 @@ class PackedLayout:
         self,
         counts: Sequence[Numbers],
         lengths: Sequence[int],
-        units: Sequence[Unit],
+        groups: Sequence[Sequence[Unit]],
         *,
         pack_length: int,
         num_streams: int,
@@ -45,7 +47,7 @@ class PackedLayout:
         Args:
             counts: of each kind of rows, rows of each row group.
             lengths: of each kind, tokens of a row.
-            units: all of them, in the order that is not shuffled.
+            groups: of each row group all units, in the order that is not shuffled.
             pack_length: tokens of a pack.
             num_streams: of the order of all units.
             global_batch: packs of a step.
@@ -60,13 +62,17 @@ class PackedLayout:
         self.orders = [
             Order(rows, num_streams=1, key=key_of("rows", kind)) for kind, rows in enumerate(counts)
         ]
-        self._units = list(units)
+        self._units = [unit for group in groups for unit in group]
+        sizes = np.array([len(group) for group in groups], dtype=np.int64)
+        self._ends = np.cumsum(sizes)
+        self._group_of = np.repeat(np.arange(len(groups)), sizes)
         self._line = Order(
-            [int(counts[kind][group]) for kind, group in units],
+            [int(counts[kind][group]) for kind, group in self._units],
             num_streams=num_streams,
             key=key_of("line"),
+            line=self._shuffled(key_of("line")),
         )
-        unit_lengths = np.array([lengths[kind] for kind, _ in units], dtype=np.int32)
+        unit_lengths = np.array([lengths[kind] for kind, _ in self._units], dtype=np.int32)
         self.packs = Lanes(
             self._lengths(unit_lengths),
             pack_length,
@@ -75,6 +81,15 @@ class PackedLayout:
         )
         kind = Kind(num_samples=len(self.packs), global_batch=global_batch)
         self.plan = Plan([kind], drop_last=drop_last, key=None, offset=offset)
+
+    def _shuffled(self, key: int | None) -> Numbers | None:
+        """Positions of the units: row groups in random order, and the units inside of each."""
+        if key is None:
+            return None
+        turns = np.argsort(permutation(len(self._ends), key))
+        inside = hashes(np.arange(len(self._units)), derived_key(key, "inside"))
+        line: Numbers = np.lexsort((inside, turns[self._group_of]))
+        return line
 
     def _lengths(self, unit_lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """Tokens of every sample of the order; a piece at a time, places are large."""
@@ -97,16 +112,16 @@ class PackedLayout:
             for window in map(self.packs.window_of, wrapped):
                 reached.setdefault(window[0], set()).add(window)
             if windows != (windows := windows | reached):
-                needed = self._units_in(set().union(*windows.values()))
+                needed = self._read_for(set().union(*windows.values()))
                 held = {unit: slot for unit, slot in held.items() if unit in needed}
             samples = np.concatenate(packs)
             places = self._line.places(samples)
-            fresh = []
+            fresh: list[Slot] = []
             for unit in dict.fromkeys(places.groups.tolist()):
                 if unit not in held:
-                    kind, group = self._units[unit]
-                    held[unit] = Slot(kind=kind, group=group)
-                    fresh.append(held[unit])
+                    slots = self._slots_with(unit)
+                    held |= slots
+                    fresh += slots.values()
             yield Work(
                 number=number,
                 step=step,
@@ -118,7 +133,20 @@ class PackedLayout:
                 pack_sizes=[len(pack) for pack in packs],
             )
 
-    def _units_in(self, windows: set[Window]) -> set[int]:
+    def _slots_with(self, unit: int) -> dict[int, Slot]:
+        """Of all units of its row group: one read brings them."""
+        return {
+            one: Slot(kind=self._units[one][0], group=self._units[one][1])
+            for one in self._beside(int(self._group_of[unit]))
+        }
+
+    def _beside(self, group: int) -> range:
+        """Units of a row group."""
+        return range(int(self._ends[group - 1]) if group else 0, int(self._ends[group]))
+
+    def _read_for(self, windows: set[Window]) -> set[int]:
+        """All units of the row groups that windows need."""
         spans = [self.packs.samples_of(window) for window in windows]
         places = [self._line.places(np.array(span)) for span in spans]
-        return {unit for one in places for unit in np.unique(one.groups).tolist()}
+        groups = {group for one in places for group in self._group_of[one.groups].tolist()}
+        return {unit for group in groups for unit in self._beside(group)}

@@ -46,6 +46,11 @@ class _Run(Generic[T]):
     """Their batches, as many as could be made; and what the next one raised."""
 
 
+def singly(slots: Sequence[Slot]) -> list[list[Slot]]:
+    """Each row group is a request."""
+    return [[slot] for slot in slots]
+
+
 def ahead(
     works: Iterator[Work],
     load: Callable[[Sequence[Slot]], object],
@@ -55,7 +60,8 @@ def ahead(
     limit_bytes: int,
     loaders: int,
     makers: int,
-    split: Split | None = None,
+    split: Split = singly,
+    joins: bool = False,
 ) -> Iterator[tuple[Work, T]]:
     """Steps and their batches, in order.
 
@@ -67,7 +73,8 @@ def ahead(
         limit_bytes: handed in but not handed out; the next step is exempt, or there were no end.
         loaders: threads that load.
         makers: threads that make.
-        split: where requests are dear; None: each row group is a request.
+        split: which slots one request brings.
+        joins: whether requests are dear.
 
     Raises:
         Exception: what load or make raised, where the step's batch is due.
@@ -107,7 +114,7 @@ def ahead(
                 if in_flight >= limit_bytes:
                     break
             fresh = [slot for work, _ in taken for slot in work.fresh]
-            requests = deque(split(fresh) if split else [[slot] for slot in fresh])
+            requests = deque(split(fresh))
             for steps in _cut(taken, longest, run_bytes):
                 needed = {slot for work, _ in steps for slot in work.fresh}
                 while requests and not needed.isdisjoint(requests[0]):
@@ -118,7 +125,7 @@ def ahead(
                 return
             # only the first steps are in a hurry
             most, below = STEPS_OF_A_RUN, limit_bytes - run_bytes
-            if split is not None:
+            if joins:
                 most, below = STEPS_OF_REQUESTS, limit_bytes // 2
             longest = STEPS_OF_A_RUN
             batches, error = runs[0].made.result()

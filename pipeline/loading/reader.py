@@ -13,7 +13,7 @@ from pipeline.loading.fetch import Fetch, Group
 from pipeline.loading.packed import PackedLayout
 from pipeline.loading.passes import Layout, Slot, Work
 from pipeline.loading.prefetch import ahead, fulfil
-from pipeline.loading.requests import requests
+from pipeline.loading.requests import alike, requests
 from pipeline.loading.rows import Loaded, load_group
 from pipeline.loading.snapshot import ShapeClass
 
@@ -67,7 +67,8 @@ class Reader:
 
         def split(slots: Sequence[Slot]) -> list[list[Slot]]:
             ranges = [group(slot).range for slot in slots]
-            return [[slots[at] for at in one] for one in requests(ranges)]
+            joined = requests(ranges) if self.fetch.joins_requests else alike(ranges)
+            return [[slots[at] for at in one] for one in joined]
 
         def make(work: Work) -> dict[str, Any]:
             picks = [
@@ -89,7 +90,8 @@ class Reader:
             loaders=self.threads,
             # indices take a few calls a batch: more threads would only get in each other's way
             makers=1 if self.maker.tokens.token_format.is_discrete else self.threads,
-            split=split if self.fetch.joins_requests else None,
+            split=split,
+            joins=self.fetch.joins_requests,
         )
 
     def _num_bytes(self, work: Work, clip_bytes: Sequence[int]) -> int:
@@ -98,5 +100,5 @@ class Reader:
             batch = sum([clip_bytes[slot.kind] for slot in work.slots])
         else:
             batch = clip_bytes[work.step.kind] * len(work.slots)
-        groups = (self.classes[slot.kind].groups[slot.group] for slot in work.fresh)
-        return 2 * batch + sum(group.num_bytes for group in groups)
+        ranges = {self.classes[slot.kind].groups[slot.group].range for slot in work.fresh}
+        return 2 * batch + sum(one.end - one.start for one in ranges)

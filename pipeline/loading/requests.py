@@ -22,6 +22,19 @@ class Range(NamedTuple):
     """Behind the last one."""
 
 
+def alike(wanted: Sequence[Range]) -> list[list[int]]:
+    """Positions of equal ranges together, in the order in which the first one of each is due.
+
+    >>> near, far = Range("a", 10, 20), Range("a", 900, 950)
+    >>> alike([far, near, far])
+    [[0, 2], [1]]
+    """
+    found: dict[Range, list[int]] = {}
+    for at, one in enumerate(wanted):
+        found.setdefault(one, []).append(at)
+    return list(found.values())
+
+
 def requests(
     wanted: Sequence[Range], *, request_bytes: int = REQUEST_BYTES, gap_bytes: int = GAP_BYTES
 ) -> list[list[int]]:

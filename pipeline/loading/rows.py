@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import CorruptPart
-from pipeline.loading.fetch import Fetch
+from pipeline.loading.fetch import Fetch, Rows
 from pipeline.loading.hashing import derived_key
-from pipeline.loading.order import Order
+from pipeline.loading.order import Numbers, Order
 from pipeline.loading.snapshot import ShapeClass
 
 MAX_SUBSTITUTES = 100
@@ -22,7 +22,7 @@ MAX_SUBSTITUTES = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A row group in memory."""
+    """The selected rows of a row group, in memory."""
 
     values: dict[str, Any]
     """Columns besides tokens: arrays ``[rows]`` of numbers, lists of all else."""
@@ -81,6 +81,8 @@ def _load(
 ) -> Loaded:
     rows = fetch.rows(kind.groups[group], columns)
     selected = kind.rows[group]
+    if selected is not None:
+        rows = _only(rows, selected)
     along = order.rows(group, _num_rows(kind, group))
     flat, row_bytes = memoryview(b""), 0
     if isinstance(rows.blobs, np.ndarray):
@@ -90,9 +92,20 @@ def _load(
         blobs=rows.blobs,
         flat=flat,
         row_bytes=row_bytes,
-        order=(along if selected is None else selected[along]).tolist(),
+        order=along.tolist(),
         is_replaced=False,
     )
+
+
+def _only(rows: Rows, selected: Numbers) -> Rows:
+    """A copy of some rows: a view of one would keep its whole row group in memory."""
+    blobs = rows.blobs
+    if isinstance(blobs, np.ndarray):
+        blobs = blobs[selected]
+    elif blobs is not None:
+        blobs = [blobs[at].copy() for at in selected.tolist()]
+    table = rows.table.take(pa.array(selected)) if rows.table.num_columns else rows.table
+    return replace_fields(rows, table=table, blobs=blobs)
 
 
 def _num_rows(kind: ShapeClass, group: int) -> int:

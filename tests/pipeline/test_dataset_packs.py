@@ -18,9 +18,12 @@ from torch.utils.data import DataLoader
 
 from pipeline.dataset import TokenDataset
 from pipeline.errors import CorruptPart, RunError
-from pipeline.loading import lanes
+from pipeline.loading import fetch, lanes, reader
+from pipeline.loading.hashing import derived_key
 from pipeline.loading.packed import PackedLayout
 from pipeline.loading.passes import Share
+from pipeline.loading.rows import load_group
+from pipeline.parts import read_group
 from tests.pipeline.fakes import latent_row, row, token_format
 from tests.pipeline.test_dataset import out_of
 
@@ -77,6 +80,97 @@ def steps(sources: list[Any]) -> Iterator[list[list[str]]]:
     for batches in zip(*sources, strict=True):
         across = zip(*map(packs_of, batches), strict=True)
         yield [pack for of_ranks in across for pack in of_ranks]
+
+
+@pytest.fixture(scope="module")
+def whole_videos(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """400 clips of 200 lengths in 13 row groups."""
+    numbers = np.random.default_rng(0).permutation(400).tolist()
+    rows = [row(number, shape=(1 + number % 200, 2, 2)) for number in numbers]
+    folder = tmp_path_factory.mktemp("lengths")
+    return out_of(folder, rows, token_format(), row_group_rows=32)
+
+
+def test_a_row_group_of_many_shapes_is_read_once_for_all_and_each_keeps_its_rows(
+    whole_videos: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (dataset,) = ranks(whole_videos, 1, batch_size=1, pack_length=800, columns=[])
+    reads: list[str] = []
+    kept: list[Any] = []
+
+    def read(*args: Any) -> Any:
+        reads.append(str(args[1].part))
+        return read_group(*args)
+
+    def load(*args: Any, **how: Any) -> Any:
+        loaded = load_group(*args, **how)
+        kept.extend(loaded.blobs)
+        assert loaded.row_bytes == 0 or loaded.blobs.flags.owndata
+        return loaded
+
+    monkeypatch.setattr(fetch, "read_group", read)
+    monkeypatch.setattr(reader, "load_group", load)
+    lengths = [one for batch in dataset for one in batch["cu_seqlens"].diff().tolist()]
+    assert len(reads) == 13
+    num_bytes = sum(token_format().clip_bytes((1 + number % 200, 2, 2)) for number in range(400))
+    assert sum(blob.nbytes for blob in kept) == num_bytes, "no row is kept twice"
+    assert sum(lengths) == 800 * len(dataset)
+
+
+def test_packs_of_many_shapes_are_the_same_on_all_ranks_and_continue_exactly(
+    whole_videos: str,
+) -> None:
+    def of(world_size: int) -> list[TokenDataset]:
+        sizes = {"batch_size": 12 // world_size, "pack_length": 800}
+        return ranks(whole_videos, world_size, **sizes)
+
+    expected = list(steps(list(of(1))))
+    assert list(steps(list(of(3)))) == expected
+    first, second = of(2), of(3)
+    assert list(islice(steps([iter(one) for one in first]), 5)) == expected[:5]
+    for dataset in second:
+        dataset.load_state_dict(first[0].state_dict())
+    assert list(steps(list(second))) == expected[5:]
+
+
+def test_shapes_of_a_row_group_are_neighbours_in_the_order_and_come_together() -> None:
+    """Row groups of 16 shapes, 4 rows each: as many reads as if they were of one shape."""
+    kinds, num_groups = range(16), 200
+    counts = [np.full(num_groups, 4)] * 16
+    for world_size in (1, 2, 3):
+        layout = PackedLayout(
+            counts, [16 * (1 + kind) for kind in kinds],
+            [[(kind, at) for kind in kinds] for at in range(num_groups)],
+            pack_length=1024, num_streams=24, global_batch=world_size, key=3, drop_last=True,
+        )  # fmt: skip
+        for rank in range(world_size):
+            share = Share(rank=rank, world_size=world_size)
+            works = layout.works(range(len(layout.plan)), share)
+            fresh = [[slot.group for slot in work.fresh] for work in works]
+            reads = [group for groups in fresh for group in set(groups)]
+            assert len(reads) <= num_groups + 24, "but for those that a border of streams cuts"
+            assert sum(map(len, fresh)) == 16 * len(reads), "all shapes at once"
+
+
+def test_every_place_of_the_order_is_equally_likely_for_a_row_of_one_shape_of_many() -> None:
+    """Chi-square over seeds of where the only row of a shape in a row group comes."""
+    kinds, num_groups, bins, seeds = range(4), 15, 10, 600
+    seen = np.zeros(bins)
+    for seed in range(seeds):
+        layout = PackedLayout(
+            [np.full(num_groups, 1)] * 4, [1, 2, 3, 4],
+            [[(kind, at) for kind in kinds] for at in range(num_groups)],
+            pack_length=32, num_streams=6, global_batch=1, key=derived_key(seed), drop_last=True,
+        )  # fmt: skip
+        (place,) = [
+            sample
+            for work in layout.works(range(len(layout.plan)), Share())
+            for sample, slot in zip(work.samples.tolist(), work.slots, strict=True)
+            if (slot.kind, slot.group) == (1, 7)
+        ]
+        seen[place * bins // 60] += 1
+    expected = seeds / bins
+    assert ((seen - expected) ** 2 / expected).sum() < 27.9, "p = 0.001 with 9 degrees of freedom"
 
 
 def test_a_batch_tells_where_everything_lies(root: str) -> None:
@@ -244,7 +338,7 @@ def test_row_groups_are_read_once_and_let_go_behind_their_window(
     counts = [np.full(200, 8), np.full(100, 4)]
     units = [(kind, at) for kind, rows in enumerate(counts) for at in range(len(rows))]
     layout = PackedLayout(
-        counts, [80, 16], units,
+        counts, [80, 16], [[unit] for unit in units],
         pack_length=320, num_streams=4, global_batch=1, key=7, drop_last=True,
     )  # fmt: skip
     fresh: list[tuple[int, int]] = []
@@ -269,7 +363,7 @@ def test_a_rank_reads_little_more_than_its_share(
     world_size: int, batch_size: int, most: float
 ) -> None:
     counts = [np.full(100, 64)] * 4
-    units = [(kind, at) for at in range(100) for kind in range(4)]
+    units = [[(kind, at)] for at in range(100) for kind in range(4)]
     layout = PackedLayout(
         counts, [256, 576, 1024, 1280], units,
         pack_length=4096, num_streams=24, global_batch=world_size * batch_size, key=1,

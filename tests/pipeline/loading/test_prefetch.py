@@ -65,8 +65,10 @@ def test_steps_come_in_order_and_no_more_of_them_are_in_flight_than_the_bound_sa
     limit: int, makers: int, joined: bool
 ) -> None:
     watched = Pass()
-    split = (lambda slots: [list(slots)] if slots else []) if joined else None
-    made = list(watched.batches(limit, makers=makers, split=split))
+    how: dict[str, Any] = {}
+    if joined:
+        how = {"split": lambda slots: [list(slots)] if slots else [], "joins": True}
+    made = list(watched.batches(limit, makers=makers, **how))
     assert made == list(range(watched.num_steps)), "100 of them, one after the other"
     # the step that was handed out last is counted when the next one is asked for
     assert watched.most_at_once <= max(1, limit) + 1

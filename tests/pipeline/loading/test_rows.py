@@ -43,6 +43,29 @@ class FakeFetch:
         return Rows(token_format=None, table=pa.table({}), blobs=blobs)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("are_alike", [True, False])
+def test_only_the_selected_rows_stay_in_memory(are_alike: bool) -> None:
+    blobs: Any = np.arange(48, dtype=np.uint8).reshape(12, 4)
+    blobs = blobs if are_alike else list(blobs)
+    table = pa.table({"key": [f"clip {row}" for row in range(12)]})
+
+    class OneGroup:
+        def rows(self, group: FakeGroup, columns: Any) -> Rows:
+            return Rows(token_format=None, table=table, blobs=blobs)  # type: ignore[arg-type]
+
+    fetch: Any = OneGroup()
+    kind: Any = FakeKind([1, 5, 11])
+    order = Order([2, 1, 3], num_streams=1, key=3)
+    loaded = load_group(fetch, kind, order, 2, ["tokens", "key"], replace=False)
+    assert [blob.tolist() for blob in loaded.blobs] == [
+        list(range(4 * n, 4 * n + 4)) for n in (1, 5, 11)
+    ]
+    assert loaded.values == {"key": ["clip 1", "clip 5", "clip 11"]}
+    assert sorted(loaded.order) == [0, 1, 2]
+    owners = [loaded.blobs] if are_alike else loaded.blobs
+    assert all(owner.flags.owndata for owner in owners), "a view keeps all twelve"
+
+
 @pytest.mark.parametrize("selected", [None, [0, 2, 4, 6]])
 @pytest.mark.parametrize(("stands_in", "corrupt"), [("small", "large"), ("large", "small")])
 def test_a_substitute_has_a_row_for_every_place_and_repeats_where_it_has_fewer(
