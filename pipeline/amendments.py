@@ -26,9 +26,6 @@ from pipeline.storage import Storage
 class AmendmentWriter:
     """Adds to the committed segments of one shard. Used by one thread."""
 
-    seconds_to_commit = math.inf
-    """Videos that wait for others hold nothing yet: time is looked at when one is done."""
-
     def __init__(
         self,
         task: ShardTask,
@@ -82,6 +79,13 @@ class AmendmentWriter:
             return False  # it only bears the key of one that may be wanted
         return sample.key in self._wanted[self._segment_of(sample)]
 
+    @property
+    def seconds_to_commit(self) -> float:
+        """Until time alone makes a commit due; nothing is while none has been tried."""
+        if not self._tried:
+            return math.inf
+        return max(0.0, self._began + self._rules.max_seconds - time.monotonic())
+
     def _segment_of(self, sample: Sample) -> int:
         """Chains have no gaps: the first segment that ends behind the sample."""
         return bisect.bisect_right(self._ends, sample.start_offset)
@@ -101,12 +105,11 @@ class AmendmentWriter:
         self._num_clips += video.num_clips
         if video.failure is not None:
             self._failures[video.sample.key] = video.failure
-        seconds = time.monotonic() - self._began
-        if self._num_clips >= self._rules.max_clips or seconds >= self._rules.max_seconds:
+        if self._num_clips >= self._rules.max_clips or self.seconds_to_commit == 0:
             self._commit()
 
     def commit_due(self) -> None:
-        """Commit what has been tried so far: the attempt ends early (time alone cuts none)."""
+        """Commit what has been tried so far: time has passed, or the attempt ends early."""
         self._commit()
 
     def finish(self, end_offset: int, cut: str | None) -> None:

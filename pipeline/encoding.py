@@ -57,7 +57,10 @@ class Encoding:
             StreamBatcher(spec.encoder.batch_clips, spec.plan.time_factor, looks)
             if is_whole
             else ClipBatcher(
-                spec.encoder.batch_clips, looks, max_seconds=spec.commit_rules.max_seconds / 4
+                spec.encoder.batch_clips,
+                looks,
+                # a commit waits for its slowest clip: a quarter leaves time to encode and write it
+                max_seconds=spec.commit_rules.max_seconds / 4,
             )
         )
         self._next: queue.Queue[Any] = queue.Queue(maxsize=1)

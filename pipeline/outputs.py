@@ -18,6 +18,7 @@ from pipeline import compose
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.suggest import nearest
+from pipeline.sweep_places import place_part
 
 SHORT_KEYS = {
     "resolution": "sampling.resolution",
@@ -110,8 +111,7 @@ def name_of(entry: Mapping[str, Any]) -> str:
     parts = [str(entry["tokenizer"])] if "tokenizer" in entry else []
     for key, value in entry.items():
         if key not in ("tokenizer", "name", "root", "output.root"):
-            text = re.sub(r"[^A-Za-z0-9._-]+", "+", str(value)).strip("+")
-            parts.append(f"{str(key).rsplit('.', 1)[-1]}={text}")
+            parts.append(place_part(str(key), value))
     return ",".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Where the jobs of a ``--multirun`` write: each to a place of its own. Pure."""
+"""OUTs named by keys and values, one for each job of a ``--multirun``. Pure."""
 
 from __future__ import annotations
 
@@ -31,8 +31,14 @@ def own_places(
 def _named(job: Sequence[str], keys: Sequence[str]) -> str:
     """``fps=3+8,tail=pad``: what a job has of the keys, in letters that suit any storage."""
     values = dict(override.split("=", 1) for override in job if "=" in override)
-    parts = []
-    for key in keys:
-        value = re.sub(r"[^A-Za-z0-9._-]+", "+", values[key]).strip("+")
-        parts.append(f"{key.lstrip('+').rsplit('.', 1)[-1]}={value}")
-    return ",".join(parts)
+    return ",".join(place_part(key.lstrip("+"), values[key]) for key in keys)
+
+
+def place_part(key: str, value: object) -> str:
+    """A key and its value in letters that suit any storage.
+
+    >>> place_part("sampling.fps", [3, 8])
+    'fps=3+8'
+    """
+    text = re.sub(r"[^A-Za-z0-9._-]+", "+", str(value)).strip("+")
+    return f"{key.rsplit('.', 1)[-1]}={text}"

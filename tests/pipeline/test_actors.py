@@ -17,7 +17,9 @@ from pipeline.schedule import Finished
 from pipeline.segments import ShardTask
 from tests.pipeline.fakes import shard
 
-ACTOR: Any = EncoderActor.__ray_metadata__.modified_class  # type: ignore[attr-defined]
+REMOTE: Any = EncoderActor
+ACTOR = REMOTE.__ray_metadata__.modified_class
+"""The class as it is written, without a cluster around it."""
 
 
 def called_without_start(method: str) -> None:
@@ -50,8 +52,9 @@ def test_an_answer_that_went_with_its_node_is_a_lost_attempt(error: Exception) -
     task = ShardTask(shard=shard("s"), source=None)
     answer: Future[Any] = Future()
     answer.set_exception(error)
-    actor = SimpleNamespace(attempts={task.attempt})
-    ended = RayWorkers._collect(SimpleNamespace(), actor, "worker-0.0", task, answer)  # type: ignore[arg-type]
+    workers: Any = SimpleNamespace()
+    actor: Any = SimpleNamespace(attempts={task.attempt})
+    ended = RayWorkers._collect(workers, actor, "worker-0.0", task, answer)
     assert isinstance(ended, Finished)
     assert isinstance(ended.error, WorkerLost)
     assert "its answer is lost" in str(ended.error)

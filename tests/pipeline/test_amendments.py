@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -105,6 +106,16 @@ def test_what_waits_for_its_commit_is_bounded_as_in_a_first_attempt(
     again = amend(amender(storage, replace(RULES, **bound)), [1])
     assert (again[-1].name, again[-1].rows) == ("s.00000.r2.json", 1)
     assert clips(storage) == set(range(9))
+
+
+def test_time_makes_a_commit_due_only_while_something_waits_for_it(storage: Storage) -> None:
+    writer = amender(storage, replace(RULES, max_seconds=50.0))
+    assert writer.seconds_to_commit == math.inf
+    writer.add(video(1))
+    assert 0 < writer.seconds_to_commit <= 50
+    writer.commit_due()
+    assert writer.seconds_to_commit == math.inf
+    assert clips(storage) == set(range(9)) - {2, 4, 7}
 
 
 def test_a_segment_whose_videos_all_succeed_has_a_generation_for_each_bounded_part(

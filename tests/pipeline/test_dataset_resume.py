@@ -191,30 +191,42 @@ def test_another_batch_size_goes_on_at_the_next_sample_when_it_is_meant(storage:
     assert [clip_id for batch in clips([third]) for clip_id in batch] == seen[7:]
 
 
-def test_shapes_take_turns_and_continue_exactly(tmp_path: Path) -> None:
-    rows = [row(n, shape=SHAPE if n % 3 else (1, 4, 4)) for n in range(30)]
-    root = Storage(out_of(tmp_path, rows, token_format()))
-    expected = clips(ranks(root, 1, batch_size=4))
-    first = ranks(root, 2, batch_size=2)
-    assert [ids for ids, _ in islice(steps([iter(one) for one in first]), 3)] == expected[:3]
-    (second,) = ranks(root, 1, batch_size=4)
-    second.load_state_dict(first[1].state_dict())
-    assert clips([second]) == expected[3:]
-    assert len(expected) == 20 // 4 + 10 // 4
+def two_shapes(folder: Path, num_clips: int) -> Storage:
+    """Every third clip is a smaller one."""
+    rows = [row(n, shape=SHAPE if n % 3 else (1, 4, 4)) for n in range(num_clips)]
+    return Storage(out_of(folder, rows, token_format()))
 
 
-def test_as_many_tokens_on_other_ranks_continue_exactly(tmp_path: Path) -> None:
-    rows = [row(n, shape=SHAPE if n % 3 else (1, 4, 4)) for n in range(60)]
-    root = Storage(out_of(tmp_path, rows, token_format()))
-    expected = clips(ranks(root, 1, tokens_per_batch=96))
-    first = ranks(root, 2, tokens_per_batch=48)
+@pytest.mark.parametrize(
+    ("num_clips", "alone", "of_two", "num_steps"),
+    [
+        (30, {"batch_size": 4}, {"batch_size": 2}, 20 // 4 + 10 // 4),
+        (60, {"tokens_per_batch": 96}, {"tokens_per_batch": 48}, 40 // 16 + 20 // 6),
+    ],
+)
+def test_shapes_take_turns_and_continue_exactly_on_other_ranks(
+    tmp_path: Path,
+    num_clips: int,
+    alone: dict[str, int],
+    of_two: dict[str, int],
+    num_steps: int,
+) -> None:
+    root = two_shapes(tmp_path, num_clips)
+    expected = clips(ranks(root, 1, **alone))
+    first = ranks(root, 2, **of_two)
     assert [ids for ids, _ in islice(steps([iter(one) for one in first]), 3)] == expected[:3]
-    (second,) = ranks(root, 1, tokens_per_batch=96)
+    (second,) = ranks(root, 1, **alone)
     second.load_state_dict(first[1].state_dict())
     assert clips([second]) == expected[3:]
+    assert len(expected) == num_steps
+
+
+def test_another_token_budget_is_refused_and_counts_clips_as_they_are_cut(tmp_path: Path) -> None:
+    root = two_shapes(tmp_path, 60)
+    state = ranks(root, 2, tokens_per_batch=48)[1].state_dict()
     (other,) = ranks(root, 1, tokens_per_batch=192)
     with pytest.raises(RunError, match=r"tokens_per_batch\) and world_size with the same product"):
-        other.load_state_dict(first[1].state_dict())
+        other.load_state_dict(state)
     (cut,) = ranks(root, 1, tokens_per_batch=16, crop_latents=(1, 2, 2))
     assert {len(ids) for ids in clips([cut])} == {4}, "tokens are counted as they are cut"
 

@@ -14,7 +14,7 @@ import pytest
 from jobs.drill.proxy import FaultProxy
 from pipeline import intake
 from pipeline.ranges import RangeBuffers
-from pipeline.reader import read_shard
+from pipeline.reader import Sample, ShardEnd, read_shard
 from pipeline.shards import Shard, ShardKind
 from tests.pipeline import runs
 from tests.pipeline.tars import RULES, Member, read, reason, tar_bytes, tar_shard
@@ -31,6 +31,16 @@ def giant(name: str, size: int) -> bytes:
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
+def read_counting_memory(shard: Shard) -> tuple[list[Sample], ShardEnd, int]:
+    """As ``read``, and the bytes that Python had allocated at most meanwhile."""
+    tracemalloc.start()
+    try:
+        samples, end = read(shard)
+        return samples, end, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 def sparse_tar(path: Path, name: str, size: int) -> Shard:
     """A tar whose first member really has that many bytes, all holes, and then a healthy one."""
     with path.open("wb") as file:
@@ -43,12 +53,7 @@ def sparse_tar(path: Path, name: str, size: int) -> Shard:
 def test_a_video_of_ten_gigabytes_is_refused_by_its_size_before_it_is_read(tmp_path: Path) -> None:
     shard = sparse_tar(tmp_path / "a.tar", "a.mp4", 10 * GIB)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_inblock
-    tracemalloc.start()
-    try:
-        samples, end = read(shard)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    samples, end, peak = read_counting_memory(shard)
     assert [(s.key, reason(s), s.video) for s in samples] == [
         ("a", "too_large", b""),
         ("z", None, b"healthy"),
@@ -109,12 +114,7 @@ def pax_header_bomb() -> bytes:
 def test_a_header_that_unpacks_to_much_is_passed_over(tmp_path: Path, bomb) -> None:
     content = tar_bytes([("a.mp4", b"1")])[: 2 * BLOCK] + bomb() + tar_bytes([("z.mp4", b"2")])
     shard = tar_shard(tmp_path / "a.tar", content)
-    tracemalloc.start()
-    try:
-        samples, end = read(shard)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    samples, end, peak = read_counting_memory(shard)
     assert [s.video for s in samples if s.defect is None and s.key != "bomb"] == [b"1", b"2"]
     assert sum(len(s.video) for s in samples) <= 3
     assert end.cut is None
@@ -130,12 +130,7 @@ def test_endings_of_a_megabyte_are_not_kept(tmp_path: Path) -> None:
             )
         file.write(tar_bytes([("b.mp4", b"healthy")]))
     shard = Shard(name="long", url=str(path), kind=ShardKind.tar)
-    tracemalloc.start()
-    try:
-        samples, end = read(shard)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    samples, end, peak = read_counting_memory(shard)
     assert [(s.key, reason(s)) for s in samples] == [("a", "name_too_long"), ("b", None)]
     assert "an extension of 1,000,003 characters" in str(samples[0].defect)
     assert end.cut is None

@@ -13,6 +13,7 @@ from pipeline.errors import CorruptPart
 from pipeline.loading.fetch import Rows
 from pipeline.loading.order import Order
 from pipeline.loading.rows import load_group
+from tests.pipeline.fakes import token_format
 
 
 class FakeGroup:
@@ -40,7 +41,7 @@ class FakeFetch:
         if group.name in self.corrupt:
             raise CorruptPart(group.name)
         blobs = np.arange(4 * group.rows, dtype=np.uint8).reshape(group.rows, 4)
-        return Rows(token_format=None, table=pa.table({}), blobs=blobs)  # type: ignore[arg-type]
+        return Rows(token_format=token_format(), table=pa.table({}), blobs=blobs)
 
 
 @pytest.mark.parametrize("are_alike", [True, False])
@@ -51,7 +52,7 @@ def test_only_the_selected_rows_stay_in_memory(are_alike: bool) -> None:
 
     class OneGroup:
         def rows(self, group: FakeGroup, columns: Any) -> Rows:
-            return Rows(token_format=None, table=table, blobs=blobs)  # type: ignore[arg-type]
+            return Rows(token_format=token_format(), table=table, blobs=blobs)
 
     fetch: Any = OneGroup()
     kind: Any = FakeKind([1, 5, 11])
